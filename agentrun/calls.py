@@ -1,0 +1,252 @@
+"""The calls of one container: take a slot for a new one, record and remove those that ended.
+
+Each live call has a file `call-N` in `/run/agentrun/sessions/<root>/<container>/` that says who started it,
+when, and with which plan. Making that file (link(2), so it appears whole) is what takes the slot; the cgroup
+of the same name follows. A call has ended when its cgroup is empty and the runtime that was to place a
+process there is gone.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+
+from agentrun import cgroup as cg
+from agentrun import fastjson, files, layout, log, records
+from agentrun.container import start_ticks
+from agentrun.errors import CgroupError, StateError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    from agentrun.paths import Paths
+
+PREFIX = "call-"
+SESSIONS = "sessions"
+_LOCK = "lock"
+_STATE_LIMIT = 1 << 20
+_HARVEST_LIMIT = 16  # slots that one exec looks at, so that its own cost stays bounded
+_SLOTS_LIMIT = 1 << 16
+_KILL_WAIT_S = 2.0
+
+
+def escape_root(root: str) -> str:
+    """A backend's root directory as one file name, readable and unambiguous."""
+    name = root.strip("/").replace("%", "%25").replace("@", "%40").replace("/", "@")
+    return name if len(name) <= 200 else name[:80] + "%" + records.digest(name)
+
+
+def is_slot(name: str) -> bool:
+    """Whether a file in a session's directory is the state of a call."""
+    return name.startswith(PREFIX) and name[len(PREFIX) :].isdigit()
+
+
+class Calls:
+    """The calls of one container: the directory `where`. Use `open_calls`; `close` lets go of it."""
+
+    __slots__ = ("_fd", "paths", "where")
+
+    def __init__(self, paths: Paths, where: str, fd: int) -> None:
+        self.paths = paths
+        self.where = where
+        self._fd = fd
+
+    def close(self) -> None:
+        """Let go of the directory."""
+        os.close(self._fd)
+
+    def slots(self) -> list[str]:
+        """Names of the calls that have not been recorded yet, in order."""
+        return sorted((n for n in os.listdir(self._fd) if is_slot(n)), key=lambda n: int(n[5:]))
+
+    def take_slot(self, state: dict[str, Any]) -> str:
+        """Store the state of a new call under the lowest free name; returns that name. Raises StateError."""
+        owner = os.getpid()
+        state["owner"] = [owner, start_ticks(owner)]
+        temporary = f".new-{owner}"
+        try:
+            self._write(temporary, fastjson.dumps(state).encode("ascii"))
+            try:
+                return self._link_lowest(temporary)
+            finally:
+                os.unlink(temporary, dir_fd=self._fd)
+        except OSError as error:
+            raise StateError("take slot in", self.where, error) from error
+
+    def _write(self, name: str, data: bytes) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+        fd = os.open(name, flags, 0o600, dir_fd=self._fd)
+        try:
+            if os.write(fd, data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        finally:
+            os.close(fd)
+
+    def _link_lowest(self, temporary: str) -> str:
+        taken = set(os.listdir(self._fd))
+        for number in range(_SLOTS_LIMIT):
+            name = f"{PREFIX}{number}"
+            if name in taken:
+                continue
+            try:
+                os.link(temporary, name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+            except FileExistsError:  # another exec was faster
+                continue
+            return name
+        raise OSError(errno.EMFILE, f"{_SLOTS_LIMIT} calls are live")
+
+    def free_slot(self, name: str) -> None:
+        """Forget a call."""
+        try:
+            os.unlink(name, dir_fd=self._fd)
+        except FileNotFoundError:
+            return
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """The state of a call; None when it is gone or damaged."""
+        try:
+            data = files.read_regular(name, _STATE_LIMIT, dir_fd=self._fd)
+            state = fastjson.loads(data) if data else None
+        except (OSError, ValueError):
+            return None
+        return state if isinstance(state, dict) else None
+
+    def harvest(self, *, limit: int = _HARVEST_LIMIT, wait: bool = False) -> int:
+        """Record and remove calls that ended; returns how many.
+
+        One at a time per container: where another harvest is under way, this one leaves it to that
+        (unless told to `wait`). At most `limit` slots are looked at, others on another turn.
+        """
+        slots = self.slots()
+        if not slots:
+            return 0
+        first = os.getpid() % len(slots) if len(slots) > limit else 0
+        lock = os.open(_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=self._fd)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            return sum(map(self._harvest_one, (slots[first:] + slots[:first])[:limit]))
+        except BlockingIOError:
+            return 0
+        finally:
+            os.close(lock)
+
+    def _harvest_one(self, name: str) -> bool:
+        state = self.read(name)
+        if state is None:
+            return self._drop_damaged(name)
+        call = cg.Cgroup(str(state.get("calls"))).child(name)
+        if is_starting(state) or call.is_populated():
+            return False
+        self._record(name, state, call)
+        return True
+
+    def _drop_damaged(self, name: str) -> bool:
+        """Drop a state file that cannot be read: nobody could ever tell whose call it was."""
+        if name in os.listdir(self._fd):
+            log.warn(self.paths, "damaged state of a call dropped", path=f"{self.where}/{name}")
+            self.free_slot(name)
+        return False
+
+    def _record(self, name: str, state: dict[str, Any], call: cg.Cgroup) -> None:
+        """Append the record, then remove the cgroup, then free the slot.
+
+        In this order a crash between two steps repeats one (readers know a record by its id); in any
+        other it would lose the record or leave the cgroup behind.
+        """
+        try:
+            records.append(self.paths, records.make(name, state, call))
+        except OSError as error:
+            log.warn(self.paths, "record lost", call=state.get("id"), error=str(error))
+        try:
+            if not call.remove():
+                return
+        except CgroupError as error:
+            log.warn(self.paths, "cgroup of a call stays behind", error=str(error))
+        self.free_slot(name)
+
+    def finish(self, container: cg.Cgroup) -> None:
+        """Record all calls of a container that is being deleted, and forget the container.
+
+        Its processes die with it anyway; killing the calls here first makes the last numbers final.
+        """
+        calls = container.child(layout.CALLS)
+        if calls.exists() and calls.is_populated():
+            _kill(calls)
+        self.harvest(limit=_SLOTS_LIMIT, wait=True)
+        self.forget_if_empty()
+
+    def forget_if_empty(self) -> None:
+        """Remove the session's directory once no call is left in it."""
+        if self.slots():
+            return
+        try:
+            for name in os.listdir(self._fd):
+                if not is_slot(name):
+                    os.unlink(name, dir_fd=self._fd)
+            os.rmdir(self.where)
+            os.rmdir(os.path.dirname(self.where))
+        except OSError as error:
+            # A new call came in between, or another container of this root lives.
+            if error.errno not in (errno.ENOTEMPTY, errno.ENOENT, errno.EEXIST):
+                raise StateError("remove", self.where, error) from error
+
+
+def is_starting(state: dict[str, Any]) -> bool:
+    """Whether the runtime that is to place the call's first process still lives."""
+    owner = state.get("owner")
+    if not (isinstance(owner, list) and len(owner) == 2 and isinstance(owner[0], int)):
+        return False
+    return bool(start_ticks(owner[0]) == owner[1])
+
+
+def _kill(calls: cg.Cgroup) -> None:
+    try:
+        calls.write("cgroup.kill", "1")
+    except CgroupError:
+        return  # before Linux 5.14: the backend kills them
+    deadline = time.monotonic() + _KILL_WAIT_S
+    while calls.is_populated() and time.monotonic() < deadline:
+        time.sleep(0.001)
+
+
+def open_calls(paths: Paths, root: str, container_id: str, *, make: bool = True) -> Calls | None:
+    """Open the calls of a container; None where it has none and `make` is off. Raises StateError."""
+    return _open(paths, escape_root(root), container_id, make=make)
+
+
+def _open(paths: Paths, escaped_root: str, container_id: str, *, make: bool) -> Calls | None:
+    """Every directory on the way belongs to us alone and none is a symlink."""
+    steps = [paths.run, f"{paths.run}/{SESSIONS}"]
+    steps.append(f"{steps[-1]}/{escaped_root}")
+    steps.append(f"{steps[-1]}/{container_id}")
+    if not make and not os.path.lexists(steps[-1]):
+        return None
+    fd = -1
+    for step in steps:
+        if fd >= 0:
+            os.close(fd)
+        fd = files.open_private_directory(step, StateError)
+    return Calls(paths, steps[-1], fd)
+
+
+def open_all(paths: Paths) -> Iterator[Calls]:
+    """The calls of every container, one after the other, each closed when the next is asked for."""
+    for root in _list(f"{paths.run}/{SESSIONS}"):
+        for container_id in _list(f"{paths.run}/{SESSIONS}/{root}"):
+            session = _open(paths, root, container_id, make=False)
+            if session is not None:
+                try:
+                    yield session
+                finally:
+                    session.close()
+
+
+def _list(directory: str) -> list[str]:
+    try:
+        return sorted(os.listdir(directory))
+    except FileNotFoundError:
+        return []

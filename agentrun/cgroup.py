@@ -1,0 +1,145 @@
+"""All reading and writing of cgroup v2 files, on one directory at a time."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+
+from agentrun.errors import CgroupError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_REMOVE_TRIES = 10
+_MOVE_ROUNDS = 100
+
+
+class Cgroup:
+    """One cgroup directory. Writes raise CgroupError; reads of a missing file give None."""
+
+    __slots__ = ("path",)
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def child(self, name: str) -> Cgroup:
+        """The cgroup `name` below this one; it need not exist."""
+        return Cgroup(f"{self.path}/{name}")
+
+    def exists(self) -> bool:
+        """Whether the directory is there."""
+        return os.path.isdir(self.path)
+
+    def make(self) -> bool:
+        """Make the directory; False when it exists already. Raises CgroupError."""
+        try:
+            os.mkdir(self.path, 0o755)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            raise CgroupError("make cgroup", self.path, error) from error
+        return True
+
+    def read(self, name: str) -> str | None:
+        """The stripped text of one file, None where the file or the whole cgroup is missing."""
+        try:
+            fd = os.open(f"{self.path}/{name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            return None
+        try:
+            text = b""
+            while chunk := os.read(fd, 65536):
+                text += chunk
+        except OSError:  # ENODEV: removed while we read
+            return None
+        finally:
+            os.close(fd)
+        return text.decode("ascii", "replace").strip()
+
+    def write(self, name: str, value: str) -> None:
+        """Write one file. Raises CgroupError with the kernel's reason; then nothing was changed."""
+        path = f"{self.path}/{name}"
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                os.write(fd, value.encode())
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise CgroupError(f"write {value!r} to cgroup file", path, error) from error
+
+    def number(self, name: str) -> int | None:
+        """One number in a file of its own; None for `max` and for a missing file."""
+        text = self.read(name)
+        return int(text) if text is not None and text.isdigit() else None
+
+    def pairs(self, name: str) -> dict[str, int] | None:
+        """A flat keyed file (`memory.events`, `cpu.stat`); None where it is missing."""
+        text = self.read(name)
+        if text is None:
+            return None
+        rows = (line.split() for line in text.splitlines())
+        return {row[0]: int(row[1]) for row in rows if len(row) == 2 and row[1].isdigit()}
+
+    def pids(self) -> list[int]:
+        """Processes that are directly in this cgroup."""
+        return [int(pid) for pid in (self.read("cgroup.procs") or "").split()]
+
+    def is_populated(self) -> bool:
+        """Whether any living process is in this cgroup or below (zombies do not count)."""
+        return (self.pairs("cgroup.events") or {}).get("populated", 0) == 1
+
+    def children(self) -> Iterator[Cgroup]:
+        """The cgroups directly below this one."""
+        try:
+            with os.scandir(self.path) as entries:
+                names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+        except OSError:
+            return
+        for name in names:
+            yield self.child(name)
+
+    def move_all(self, target: Cgroup) -> None:
+        """Move every process of this cgroup to `target`, again until none is left. Raises CgroupError.
+
+        A process that forks while it is moved leaves its child behind, hence the rounds.
+        """
+        for _ in range(_MOVE_ROUNDS):
+            pids = self.pids()
+            if not pids:
+                return
+            for pid in pids:
+                target.add(pid)
+        busy = OSError(errno.EBUSY, "processes keep appearing")
+        raise CgroupError("move all processes out of cgroup", self.path, busy)
+
+    def add(self, pid: int) -> None:
+        """Move one process here; one that has ended meanwhile is no error. Raises CgroupError."""
+        try:
+            self.write("cgroup.procs", str(pid))
+        except CgroupError as error:
+            # EINVAL: a task that is still being made (opencontainers/cgroups retries it as well);
+            # the caller's next round sees it again.
+            if error.errno not in (errno.ESRCH, errno.EINVAL):
+                raise
+
+    def remove(self) -> bool:
+        """Remove this cgroup and all below it; False when it stays busy. Raises CgroupError."""
+        for attempt in range(_REMOVE_TRIES):
+            try:
+                os.rmdir(self.path)
+                return True
+            except FileNotFoundError:
+                return True
+            except OSError as error:
+                if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):
+                    raise CgroupError("remove cgroup", self.path, error) from error
+            if self.is_populated():
+                return False
+            for child in self.children():
+                child.remove()
+            if attempt:
+                time.sleep(0.001 * attempt)
+        return False

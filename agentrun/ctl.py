@@ -1,0 +1,142 @@
+"""`agentrunctl`: what people type. A program of its own: `agentrun ps` and `list` are the backend's."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from agentrun import __version__, calls, fastjson, paths
+from agentrun.cgroup import Cgroup
+from agentrun.errors import AgentrunError
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="agentrunctl")
+def cli() -> None:
+    """See and steer the tool calls of containers that run under agentrun."""
+
+
+def format_size(size: float | None) -> str:
+    """Bytes for people: `64 MiB`; a dash for None."""
+    if size is None:
+        return "-"
+    unit = 0
+    while size >= 1024 and unit < len(_UNITS) - 1:
+        size, unit = size / 1024, unit + 1
+    return f"{size:.0f} {_UNITS[unit]}" if size >= 10 or unit == 0 else f"{size:.1f} {_UNITS[unit]}"
+
+
+def read_records(host: paths.Paths) -> list[dict[str, Any]]:
+    """Records of finished calls, oldest first. A call recorded twice (after a crash) counts once."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in (host.records + ".1", host.records):
+        try:
+            with open(path, encoding="utf-8") as file:
+                lines = file.readlines()
+        except FileNotFoundError:
+            continue
+        for line in lines:
+            try:
+                record = fastjson.loads(line)
+                found.setdefault(str(record["id"]), record)
+            except (ValueError, KeyError, TypeError):
+                click.echo(f"agentrunctl: a line of {path} is damaged, passed over", err=True)
+    return sorted(found.values(), key=lambda record: str(record["id"]))
+
+
+def live_calls(host: paths.Paths) -> list[dict[str, Any]]:
+    """States of calls that have not ended, with what the kernel says of them now."""
+    live = []
+    for session in calls.open_all(host):
+        for slot in session.slots():
+            state = session.read(slot)
+            if state is not None:
+                cgroup = Cgroup(str(state.get("calls"))).child(slot)
+                live.append(
+                    {
+                        **state,
+                        "slot": slot,
+                        "cgroup": cgroup.path,
+                        "memory_peak": cgroup.number("memory.peak"),
+                        "verdict": None,
+                        "end": None,
+                    }
+                )
+    return live
+
+
+def harvest_all(host: paths.Paths) -> None:
+    """Record every call that has ended, and forget containers that are gone. Raises AgentrunError."""
+    for session in calls.open_all(host):
+        session.harvest(limit=1 << 16, wait=True)
+        session.forget_if_empty()
+
+
+def _describe_end(record: dict[str, Any]) -> str:
+    if record["end"] is None:
+        return "running"
+    if record.get("verdict"):
+        level = "its own limit" if record.get("level") == "call" else "a limit above it"
+        return f"{record['verdict']} ({level})"
+    return "ended"
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("CALL", "CONTAINER", "COMMAND", "STARTED", "LIMIT", "PEAK", "CPU", "STATE"):
+        table.add_column(column, no_wrap=True)
+    for row in rows:
+        limits, cpu = row.get("limits") or {}, row.get("cpu_usage_us")
+        table.add_row(
+            str(row["id"]),
+            str(row["container"])[:12],
+            (row.get("command") or {}).get("name", "-"),
+            time.strftime("%H:%M:%S", time.localtime(row["start"])),
+            format_size(limits.get("memory")),
+            format_size(row.get("memory_peak")),
+            "-" if cpu is None else f"{cpu / 1e6:.2f} s",
+            _describe_end(row),
+        )
+    return table
+
+
+@cli.command("calls")
+@click.option("--container", metavar="ID", help="Only calls of this container (a prefix will do).")
+@click.option("--json", "as_json", is_flag=True, help="One record a line, oldest first.")
+@click.option("--last", type=click.IntRange(min=1), metavar="N", help="Only the last N.")
+def list_calls(container: str | None, as_json: bool, last: int | None) -> None:
+    """List tool calls: finished ones with what they used, and those that run now."""
+    host = paths.host_paths()
+    harvest_all(host)
+    rows = read_records(host) + live_calls(host)
+    rows.sort(key=lambda row: str(row["id"]))
+    if container:
+        rows = [row for row in rows if str(row["container"]).startswith(container)]
+    rows = rows[-last:] if last else rows
+    if as_json:
+        for row in rows:
+            click.echo(fastjson.dumps(row))
+    elif rows:
+        Console(width=None if sys.stdout.isatty() else 160).print(_table(rows))
+    else:
+        click.echo("no calls recorded yet")
+
+
+def main() -> None:
+    """Entry of `agentrunctl`; an error of ours is one line on stderr and exit status 1."""
+    if os.geteuid() != 0:
+        click.echo("agentrunctl: needs root, like the engines whose containers it looks at", err=True)
+        sys.exit(1)
+    try:
+        cli()
+    except AgentrunError as error:
+        click.echo(f"agentrunctl: {error}", err=True)
+        sys.exit(1)

@@ -1,0 +1,61 @@
+"""What can go wrong on our side.
+
+    AgentrunError
+    ├── ConfigError    the operator's configuration
+    ├── StateError     our own files under /run and /var/lib
+    ├── CgroupError    a cgroup file or directory
+    └── HandoffError   no backend to hand off to
+
+Texts are `verb object: reason`. Engines grep runtime errors for phrases such as "permission denied" and
+"no such file or directory" and then report a missing *command* (podman libpod/oci_util.go, moby
+daemon/errors.go), so `reason()` words errno values differently.
+"""
+
+from __future__ import annotations
+
+import errno
+
+_REASONS = {
+    errno.EACCES: "not allowed (EACCES)",
+    errno.EPERM: "not allowed (EPERM)",
+    errno.ENOENT: "missing (ENOENT)",
+    errno.ENOTDIR: "a parent is a file (ENOTDIR)",
+    errno.EISDIR: "it is a folder (EISDIR)",
+    errno.ESRCH: "process is gone (ESRCH)",
+}
+
+
+def reason(error: OSError) -> str:
+    """Say why a system call failed, in words no engine mistakes for the command's own failure."""
+    number = error.errno or 0
+    return _REASONS.get(number) or f"{error.strerror or error} ({errno.errorcode.get(number, number)})"
+
+
+class AgentrunError(Exception):
+    """Base of all errors that agentrun raises on purpose."""
+
+
+class ConfigError(AgentrunError):
+    """The operator's configuration is wrong; the text names file, key and value."""
+
+
+class HandoffError(AgentrunError):
+    """No backend can be executed."""
+
+
+class SystemCallError(AgentrunError):
+    """A system call failed; carries the operation, the path and errno."""
+
+    def __init__(self, operation: str, path: str, cause: OSError) -> None:
+        super().__init__(f"{operation} {path!r}: {reason(cause)}")
+        self.operation = operation
+        self.path = path
+        self.errno = cause.errno
+
+
+class StateError(SystemCallError):
+    """One of our own files or directories cannot be used."""
+
+
+class CgroupError(SystemCallError):
+    """A cgroup file or directory cannot be used."""

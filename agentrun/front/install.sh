@@ -1,0 +1,52 @@
+#!/bin/sh
+# Install agentrun; called by `make install` with PYTHON, BINDIR, LIBEXECDIR, DESTDIR and VERSION set.
+# Every file is replaced by rename, so that a runtime command that starts meanwhile sees the old or the new one.
+set -eu
+
+bin=$DESTDIR$BINDIR
+lib=$DESTDIR$LIBEXECDIR
+python=$("$PYTHON" -I -S -c 'import os, sys; print(os.path.realpath(sys.executable))')
+stdlib=$("$PYTHON" -I -S -c 'import os; print(os.path.dirname(os.__file__))')
+"$PYTHON" -I -S -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+	echo "install: $python is older than Python 3.11; set PYTHON to a newer one" >&2
+	exit 1
+}
+
+# place SOURCE TARGET MODE
+place() {
+	install -m "$3" "$1" "$2.new"
+	mv -f "$2.new" "$2"
+}
+
+# render SOURCE TARGET: fill in the places that the programs must not look for at run time.
+render() {
+	sed -e "s|@PYTHON@|$python|" -e "s|@STDLIB@|$stdlib|" -e "s|@LIBEXECDIR@|$LIBEXECDIR|" \
+		-e "s|@VERSION@|$VERSION|" "$1" >"$2.new"
+	chmod 0755 "$2.new"
+	mv -f "$2.new" "$2"
+}
+
+install -d -m 0755 "$bin" "$lib/agentrun"
+for module in agentrun/*.py; do
+	place "$module" "$lib/$module" 0644
+done
+for installed in "$lib"/agentrun/*.py; do
+	[ -e "agentrun/${installed##*/}" ] || rm -f "$installed"
+done
+place agentrun/front/oci.py "$lib/oci.py" 0644
+# unchecked-hash: the hot path then never looks at the sources (one stat less for each module).
+rm -rf "$lib/agentrun/__pycache__"
+"$python" -I -S -m compileall -q --invalidation-mode unchecked-hash -s "$lib" -p "$LIBEXECDIR" "$lib/agentrun"
+
+render agentrun/front/agentrun.in "$bin/agentrun"
+render agentrun/front/agentrunctl.in "$bin/agentrunctl"
+ln -sfn agentrun "$bin/agentrun-runc"
+ln -sfn agentrun "$bin/agentrun-crun"
+
+if [ -z "$DESTDIR" ] && [ "$(id -u)" = 0 ]; then
+	# Compile the configuration now, so that the first container need not.
+	"$python" -I -S -c "import sys; sys.path.insert(0, '$LIBEXECDIR')
+from agentrun import config, paths
+problem = config.load(paths.host_paths()).problem
+sys.exit(problem)"
+fi

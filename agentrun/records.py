@@ -1,0 +1,98 @@
+"""The record of a finished call: one JSON line in `/var/lib/agentrun/calls.jsonl`."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from agentrun import fastjson, files
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from agentrun.cgroup import Cgroup
+    from agentrun.paths import Paths
+
+VERSION = 1
+_WORD_LIMIT = 64
+
+
+def new_id() -> str:
+    """A new call's id: 11 hex digits of milliseconds since the epoch and 8 random ones; sorts by time."""
+    return f"{time.time_ns() // 1_000_000:011x}{os.urandom(4).hex()}"
+
+
+def _sha256() -> Any:
+    for module in ("_sha2", "_sha256", "hashlib"):  # Python 3.12, 3.11, any other
+        try:
+            return __import__(module).sha256
+        except ImportError:
+            continue
+    raise ImportError("no SHA-256 in this interpreter")
+
+
+def digest(text: str) -> str:
+    """16 hex digits of SHA-256, from the interpreter's built-in module (hashlib costs 2 ms to import)."""
+    return str(_sha256()(text.encode("utf-8", "surrogateescape")).hexdigest()[:16])
+
+
+def describe_command(argv: list[Any]) -> dict[str, str] | None:
+    """What may be stored of a command by default: the first word's last part and a hash of the whole."""
+    words = [word for word in argv if isinstance(word, str)]
+    if not words:
+        return None
+    return {"name": os.path.basename(words[0])[:_WORD_LIMIT], "sha256": digest("\0".join(words))}
+
+
+def make(slot: str, state: dict[str, Any], call: Cgroup) -> dict[str, Any]:
+    """The record of a call whose cgroup was found empty.
+
+    The kernel does not keep when a cgroup became empty, so `end` is when it was found so: an upper bound
+    (`end_is` says which). Measurements are null where the cgroup had vanished before (systemd removes a
+    stopped container's scope with all below it).
+    """
+    measured = _measure(call)
+    oom = measured.get("memory_events") or {}
+    killed = oom.get("oom_kill", 0) > 0
+    return {
+        "version": VERSION,
+        **{key: state.get(key) for key in ("id", "container", "root", "backend", "exec_id")},
+        "slot": slot,
+        "cgroup": call.path,
+        "command": state.get("command"),
+        "mode": state.get("mode"),
+        "intent": state.get("intent"),
+        "limits": state.get("limits"),
+        "reasons": state.get("reasons"),
+        "not_enforced": state.get("not_enforced"),
+        "start": state.get("start"),
+        "end": time.time(),
+        "end_is": "found-empty" if call.exists() else "found-removed",
+        "verdict": "oom-killed" if killed else None,
+        # `oom` counts in the cgroup whose limit was hit, `oom_kill` in the victim's own.
+        "level": ("call" if oom.get("oom", 0) else "above") if killed else None,
+        **measured,
+    }
+
+
+def _measure(call: Cgroup) -> dict[str, Any]:
+    cpu = call.pairs("cpu.stat") or {}
+    return {
+        "memory_peak": call.number("memory.peak"),
+        "memory_events": call.pairs("memory.events"),
+        "cpu_usage_us": cpu.get("usage_usec"),
+        "cpu_user_us": cpu.get("user_usec"),
+        "cpu_system_us": cpu.get("system_usec"),
+        "cpu_throttled_us": cpu.get("throttled_usec"),
+        "pids_peak": call.number("pids.peak"),
+    }
+
+
+def append(paths: Paths, record: dict[str, Any]) -> None:
+    """Append one record. Raises OSError."""
+    try:
+        files.append_line(paths.records, fastjson.dumps(record))
+    except FileNotFoundError:
+        os.makedirs(paths.state, mode=0o700, exist_ok=True)
+        files.append_line(paths.records, fastjson.dumps(record))

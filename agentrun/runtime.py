@@ -1,0 +1,174 @@
+"""The verbs that agentrun takes part in: `start`, `exec`, `delete`, and `ps` on crun.
+
+Every flow ends in the backend's execve. What fails on our side is decided in one place, `run`: hand off
+untouched with one record in our log (`fail = "open"`), or refuse as a runtime refuses (`fail = "closed"`).
+"""
+
+from __future__ import annotations
+
+import os
+
+from agentrun import argv, calls, config, container, execcall, handoff, layout, log, paths
+from agentrun.cgroup import Cgroup
+from agentrun.errors import HandoffError, reason
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import NoReturn
+
+_KINDS = ("runc", "crun")
+# A container must stay deletable and listable whatever the operator's fail policy is.
+_MAY_REFUSE = ("start", "exec")
+
+
+class Host:
+    """What one runtime command works with: paths, configuration, kinds of backend in order."""
+
+    __slots__ = ("config", "kinds", "paths")
+
+    def __init__(self, host: paths.Paths, configuration: config.Config, pinned: str) -> None:
+        self.paths = host
+        self.config = configuration
+        configured = dict.fromkeys(kind for kind, _ in configuration.backends)
+        self.kinds = (pinned,) if pinned in _KINDS else tuple(configured) or _KINDS
+
+    def backend(self, kind: str) -> str:
+        """The backend of a kind. Raises HandoffError where none is installed."""
+        for configured, path in self.config.backends:
+            if configured == kind:
+                return path
+        from agentrun import configfile  # a pinned kind that is not in the configuration
+
+        path = configfile.find_backend(kind) or ""
+        if not path:
+            raise HandoffError(f"find backend {kind!r}: not installed in {configfile.SEARCH_PATH}")
+        return path
+
+
+def _find(host: Host, invocation: argv.Invocation) -> container.Container | None:
+    if not container.is_valid_id(invocation.container_id):
+        return None
+    return container.find(
+        invocation.container_id, invocation.last_global("root"), host.kinds, host.paths.cgroup_root
+    )
+
+
+def _start(host: Host, found: container.Container) -> None:
+    """Move init into its leaf: after `create`, when the shim has read its cgroup, and before it runs."""
+    if not found.is_running():
+        return
+    missing = layout.ensure(Cgroup(found.cgroup))
+    if missing:
+        log.warn(
+            host.paths,
+            "controllers not available, their limits do not hold",
+            container=found.container_id,
+            controllers=missing,
+        )
+
+
+def _delete(host: Host, invocation: argv.Invocation, found: container.Container) -> None:
+    """Record the calls while the kernel still knows them, and forget the container."""
+    session = calls.open_calls(host.paths, found.root, found.container_id, make=False)
+    if session is None:
+        return
+    try:
+        if "force" in invocation.options or not found.is_running():
+            session.finish(Cgroup(found.cgroup))
+        else:
+            session.harvest()  # the backend will refuse, so nothing that lives may be touched
+    finally:
+        session.close()
+
+
+def _all_pids(cgroup: Cgroup) -> list[int]:
+    pids = cgroup.pids()
+    for child in cgroup.children():
+        pids += _all_pids(child)
+    return pids
+
+
+def _crun_ps(invocation: argv.Invocation, found: container.Container) -> bool:
+    """List the processes as crun does; crun before 1.27.1 reads only the container's top cgroup.
+
+    With the nested layout that is empty, and so was `docker top` (crun 1492e83c).
+    """
+    form = invocation.last("format") or "table"
+    cgroup = Cgroup(found.cgroup)
+    if found.kind != "crun" or form not in ("json", "table") or not layout.is_ready(cgroup):
+        return False
+    pids = [str(pid) for pid in _all_pids(cgroup)]
+    if form == "table":
+        text = "".join(f"{line}\n" for line in ["PID", *pids])
+    else:
+        text = "[\n" + ",\n".join(f"  {pid}" for pid in pids) + "\n]\n"
+    os.write(1, text.encode())
+    return True
+
+
+def _take_part(host: Host, invocation: argv.Invocation, found: container.Container) -> list[str]:
+    """Do our part of a verb; returns what to insert after the verb."""
+    if invocation.verb == "delete":
+        _delete(host, invocation, found)
+    elif host.config.mode == "off":
+        return []
+    elif invocation.verb == "start":
+        _start(host, found)
+    elif invocation.verb == "exec":
+        return execcall.prepare(host.paths, host.config, invocation, found)
+    return []
+
+
+def _inserted(host: Host, invocation: argv.Invocation, found: container.Container) -> list[str]:
+    """Our part, with the fail policy around it. Raises HandoffError where the policy is to refuse."""
+    try:
+        return _take_part(host, invocation, found)
+    except Exception as error:  # whatever it is, a container must not stay stuck because of us
+        text = reason(error) if isinstance(error, OSError) else str(error) or type(error).__name__
+        if not found.is_running():
+            return []  # it ended under our hands: the backend says so in its own words
+        if host.config.fail_closed and invocation.verb in _MAY_REFUSE:
+            raise HandoffError(text) from error
+        log.warn(
+            host.paths,
+            "handed off without taking part",
+            verb=invocation.verb,
+            container=found.container_id,
+            error=text,
+        )
+        return []
+
+
+def run(arguments: Sequence[str], pinned: str) -> NoReturn:
+    """Carry out one runtime command: our part, then the backend. Raises HandoffError.
+
+    `arguments` is the command line without the program name; `pinned` is the kind of backend that the
+    program's name asks for (`agentrun-crun`), or an empty string.
+    """
+    host_paths = paths.host_paths()
+    host = Host(host_paths, config.load(host_paths), pinned)
+    invocation = argv.parse(arguments)
+    found = _find(host, invocation) if invocation else None
+    kind = found.kind if found else host.kinds[0]
+    if (
+        invocation is None
+        or found is None
+        or not container.is_cgroup_v2(found.cgroup, host_paths.cgroup_root)
+    ):
+        handoff.exec_backend(host.backend(kind), arguments)
+    if invocation.verb == "ps" and _crun_ps(invocation, found):
+        raise SystemExit(0)
+    at = invocation.verb_at + 1
+    inserted = _inserted(host, invocation, found)
+    handoff.exec_backend(host.backend(kind), [*arguments[:at], *inserted, *arguments[at:]])
+
+
+def main(arguments: Sequence[str], pinned: str) -> int:
+    """Entry of the hot path; returns only when there is no backend or the policy is to refuse."""
+    try:
+        run(arguments, pinned)
+    except HandoffError as error:
+        invocation = argv.parse(arguments)
+        log.oci_error(invocation, str(error))
+        return 255 if invocation is not None and invocation.verb == "exec" else 1

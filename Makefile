@@ -8,10 +8,10 @@ PYTHON ?= $(firstword $(wildcard /usr/bin/python3) $(shell command -v python3))
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' agentrun/__init__.py)
 
 VENV ?= .venv
-VENV_STAMP := $(VENV)/.stamp
+VENV_STAMP := $(VENV)/.installed
 VM := tests/vm/vm
 
-.PHONY: help install uninstall demo test lint unit contract vm-test bench clean
+.PHONY: help install uninstall demo test lint native-test vm-test bench clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -24,3 +24,31 @@ install: ## install agentrun below PREFIX (and DESTDIR)
 uninstall: ## remove what install put there; configuration and records stay
 	rm -f $(addprefix $(DESTDIR)$(BINDIR)/,agentrun agentrun-runc agentrun-crun agentrunctl)
 	rm -rf $(DESTDIR)$(LIBEXECDIR)
+
+demo: ## show the main job: tool calls of one container, each in its own cgroup (DEMO=host: no VM)
+	tests/demo/run
+
+test: lint native-test vm-test ## everything that CI runs
+
+lint: $(VENV_STAMP) ## format, lint, types, shell scripts
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/shellcheck agentrun/front/agentrun.in agentrun/front/install.sh tests/demo/run tests/run-vm
+
+native-test: $(VENV_STAMP) ## unit and contract tests, without a VM (root makes them complete)
+	$(VENV)/bin/python -m pytest -q
+
+vm-test: ## integration tests on real docker, podman, containerd, runc and crun, in the test VM
+	tests/run-vm tests/integration
+
+bench: $(VENV_STAMP) ## bare runtimes against agentrun; rewrites the table in docs/benchmarks.md
+	$(VENV)/bin/python tests/bench/bench.py
+
+$(VENV_STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV) 2>/dev/null || { apt-get install -y -q python3-venv && $(PYTHON) -m venv $(VENV); }
+	$(VENV)/bin/python -m pip install -q --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+clean: ## remove what was built here (the VM image stays in its cache)
+	rm -rf $(VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

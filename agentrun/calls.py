@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import os
+import posix
 import time
 
 from agentrun import cgroup as cg
@@ -57,15 +57,15 @@ class Calls:
 
     def close(self) -> None:
         """Let go of the directory."""
-        os.close(self._fd)
+        posix.close(self._fd)
 
     def slots(self) -> list[str]:
         """Names of the calls that have not been recorded yet, in order."""
-        return sorted((n for n in os.listdir(self._fd) if is_slot(n)), key=lambda n: int(n[5:]))
+        return sorted((n for n in posix.listdir(self._fd) if is_slot(n)), key=lambda n: int(n[5:]))
 
     def take_slot(self, state: dict[str, Any]) -> str:
         """Store the state of a new call under the lowest free name; returns that name. Raises StateError."""
-        owner = os.getpid()
+        owner = posix.getpid()
         state["owner"] = [owner, start_ticks(owner)]
         temporary = f".new-{owner}"
         try:
@@ -73,27 +73,27 @@ class Calls:
             try:
                 return self._link_lowest(temporary)
             finally:
-                os.unlink(temporary, dir_fd=self._fd)
+                posix.unlink(temporary, dir_fd=self._fd)
         except OSError as error:
             raise StateError("take slot in", self.where, error) from error
 
     def _write(self, name: str, data: bytes) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
-        fd = os.open(name, flags, 0o600, dir_fd=self._fd)
+        flags = posix.O_WRONLY | posix.O_CREAT | posix.O_TRUNC | posix.O_CLOEXEC | posix.O_NOFOLLOW
+        fd = posix.open(name, flags, 0o600, dir_fd=self._fd)
         try:
-            if os.write(fd, data) != len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if posix.write(fd, data) != len(data):
+                raise OSError(errno.ENOSPC, posix.strerror(errno.ENOSPC))
         finally:
-            os.close(fd)
+            posix.close(fd)
 
     def _link_lowest(self, temporary: str) -> str:
-        taken = set(os.listdir(self._fd))
+        taken = set(posix.listdir(self._fd))
         for number in range(_SLOTS_LIMIT):
             name = f"{PREFIX}{number}"
             if name in taken:
                 continue
             try:
-                os.link(temporary, name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+                posix.link(temporary, name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
             except FileExistsError:  # another exec was faster
                 continue
             return name
@@ -102,7 +102,7 @@ class Calls:
     def free_slot(self, name: str) -> None:
         """Forget a call."""
         try:
-            os.unlink(name, dir_fd=self._fd)
+            posix.unlink(name, dir_fd=self._fd)
         except FileNotFoundError:
             return
 
@@ -124,15 +124,17 @@ class Calls:
         slots = self.slots()
         if not slots:
             return 0
-        first = os.getpid() % len(slots) if len(slots) > limit else 0
-        lock = os.open(_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=self._fd)
+        first = posix.getpid() % len(slots) if len(slots) > limit else 0
+        lock = posix.open(
+            _LOCK, posix.O_RDWR | posix.O_CREAT | posix.O_CLOEXEC | posix.O_NOFOLLOW, 0o600, dir_fd=self._fd
+        )
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             return sum(map(self._harvest_one, (slots[first:] + slots[:first])[:limit]))
         except BlockingIOError:
             return 0
         finally:
-            os.close(lock)
+            posix.close(lock)
 
     def _harvest_one(self, name: str) -> bool:
         state = self.read(name)
@@ -146,7 +148,7 @@ class Calls:
 
     def _drop_damaged(self, name: str) -> bool:
         """Drop a state file that cannot be read: nobody could ever tell whose call it was."""
-        if name in os.listdir(self._fd):
+        if name in posix.listdir(self._fd):
             log.warn(self.paths, "damaged state of a call dropped", path=f"{self.where}/{name}")
             self.free_slot(name)
         return False
@@ -159,7 +161,7 @@ class Calls:
         """
         try:
             records.append(self.paths, records.make(name, state, call))
-        except OSError as error:
+        except (OSError, StateError) as error:
             log.warn(self.paths, "record lost", call=state.get("id"), error=str(error))
         try:
             if not call.remove():
@@ -184,11 +186,11 @@ class Calls:
         if self.slots():
             return
         try:
-            for name in os.listdir(self._fd):
+            for name in posix.listdir(self._fd):
                 if not is_slot(name):
-                    os.unlink(name, dir_fd=self._fd)
-            os.rmdir(self.where)
-            os.rmdir(os.path.dirname(self.where))
+                    posix.unlink(name, dir_fd=self._fd)
+            posix.rmdir(self.where)
+            posix.rmdir(self.where.rpartition("/")[0])
         except OSError as error:
             # A new call came in between, or another container of this root lives.
             if error.errno not in (errno.ENOTEMPTY, errno.ENOENT, errno.EEXIST):
@@ -223,12 +225,12 @@ def _open(paths: Paths, escaped_root: str, container_id: str, *, make: bool) -> 
     steps = [paths.run, f"{paths.run}/{SESSIONS}"]
     steps.append(f"{steps[-1]}/{escaped_root}")
     steps.append(f"{steps[-1]}/{container_id}")
-    if not make and not os.path.lexists(steps[-1]):
+    if not make and not files.exists(steps[-1]):
         return None
     fd = -1
     for step in steps:
         if fd >= 0:
-            os.close(fd)
+            posix.close(fd)
         fd = files.open_private_directory(step, StateError)
     return Calls(paths, steps[-1], fd)
 
@@ -247,6 +249,6 @@ def open_all(paths: Paths) -> Iterator[Calls]:
 
 def _list(directory: str) -> list[str]:
     try:
-        return sorted(os.listdir(directory))
+        return sorted(posix.listdir(directory))
     except FileNotFoundError:
         return []

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-import os
+import posix
+import stat
 import time
 
 from agentrun.errors import CgroupError
@@ -30,12 +31,15 @@ class Cgroup:
 
     def exists(self) -> bool:
         """Whether the directory is there."""
-        return os.path.isdir(self.path)
+        try:
+            return stat.S_ISDIR(posix.stat(self.path, follow_symlinks=False).st_mode)
+        except OSError:
+            return False
 
     def make(self) -> bool:
         """Make the directory; False when it exists already. Raises CgroupError."""
         try:
-            os.mkdir(self.path, 0o755)
+            posix.mkdir(self.path, 0o755)
         except FileExistsError:
             return False
         except OSError as error:
@@ -45,28 +49,28 @@ class Cgroup:
     def read(self, name: str) -> str | None:
         """The stripped text of one file, None where the file or the whole cgroup is missing."""
         try:
-            fd = os.open(f"{self.path}/{name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd = posix.open(f"{self.path}/{name}", posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NOFOLLOW)
         except OSError:
             return None
         try:
             text = b""
-            while chunk := os.read(fd, 65536):
+            while chunk := posix.read(fd, 65536):
                 text += chunk
         except OSError:  # ENODEV: removed while we read
             return None
         finally:
-            os.close(fd)
+            posix.close(fd)
         return text.decode("ascii", "replace").strip()
 
     def write(self, name: str, value: str) -> None:
         """Write one file. Raises CgroupError with the kernel's reason; then nothing was changed."""
         path = f"{self.path}/{name}"
         try:
-            fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd = posix.open(path, posix.O_WRONLY | posix.O_CLOEXEC | posix.O_NOFOLLOW)
             try:
-                os.write(fd, value.encode())
+                posix.write(fd, value.encode())
             finally:
-                os.close(fd)
+                posix.close(fd)
         except OSError as error:
             raise CgroupError(f"write {value!r} to cgroup file", path, error) from error
 
@@ -94,7 +98,7 @@ class Cgroup:
     def children(self) -> Iterator[Cgroup]:
         """The cgroups directly below this one."""
         try:
-            with os.scandir(self.path) as entries:
+            with posix.scandir(self.path) as entries:
                 names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
         except OSError:
             return
@@ -129,7 +133,7 @@ class Cgroup:
         """Remove this cgroup and all below it; False when it stays busy. Raises CgroupError."""
         for attempt in range(_REMOVE_TRIES):
             try:
-                os.rmdir(self.path)
+                posix.rmdir(self.path)
                 return True
             except FileNotFoundError:
                 return True

@@ -6,7 +6,7 @@ source changed. A broken source never breaks a running node: the last good compi
 
 from __future__ import annotations
 
-import os
+import posix
 
 from agentrun import fastjson, files, log
 from agentrun.errors import AgentrunError, ConfigError
@@ -89,7 +89,7 @@ def from_json(data: Any) -> Config:
 def source_stamp(path: str) -> list[int] | None:
     """What identifies one version of the source file ([mtime in ns, size, inode]); None without one."""
     try:
-        info = os.stat(path)
+        info = posix.stat(path)
     except OSError:
         return None
     return [info.st_mtime_ns, info.st_size, info.st_ino]

@@ -7,9 +7,10 @@ agentrun keeps no authoritative state of its own: this and the cgroup tree are t
 
 from __future__ import annotations
 
-import os
+import posix
 
 from agentrun import fastjson, files
+from agentrun.paths import getenv
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,15 +55,15 @@ def is_valid_id(container_id: str) -> bool:
 def start_ticks(pid: int) -> int | None:
     """Start time of a process in clock ticks since boot (field 22 of /proc/PID/stat), None when gone."""
     try:
-        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        fd = posix.open(f"/proc/{pid}/stat", posix.O_RDONLY | posix.O_CLOEXEC)
     except OSError:
         return None
     try:
-        stat = os.read(fd, 4096)
+        stat = posix.read(fd, 4096)
     except OSError:
         return None
     finally:
-        os.close(fd)
+        posix.close(fd)
     fields = stat[stat.rfind(b")") + 2 :].split()
     # A zombie has ended: its cgroup is empty and nobody will place a process any more.
     return int(fields[19]) if fields[0] != b"Z" else None
@@ -73,9 +74,9 @@ def candidate_roots(kind: str) -> list[str]:
 
     runc looks at XDG_RUNTIME_DIR only without root (rootless_linux.go), crun always (status.c).
     """
-    runtime_dir = os.environ.get("XDG_RUNTIME_DIR")
+    runtime_dir = getenv("XDG_RUNTIME_DIR")
     roots = [f"/run/{kind}"]
-    if runtime_dir and (kind == "crun" or os.geteuid() != 0):
+    if runtime_dir and (kind == "crun" or posix.geteuid() != 0):
         roots.insert(0, f"{runtime_dir}/{kind}")
     return roots
 
@@ -90,8 +91,12 @@ def find(container_id: str, root: str | None, kinds: Sequence[str], cgroup_root:
             except OSError:
                 continue
             if data is not None:
-                return _read_state(kind, os.path.abspath(candidate), container_id, data, cgroup_root)
+                return _read_state(kind, _absolute(candidate), container_id, data, cgroup_root)
     return None
+
+
+def _absolute(path: str) -> str:
+    return path.rstrip("/") if path.startswith("/") else f"{posix.getcwd()}/{path}".rstrip("/")
 
 
 def _read_state(kind: str, root: str, container_id: str, data: bytes, cgroup_root: str) -> Container | None:
@@ -118,8 +123,8 @@ def is_cgroup_v2(cgroup: str, cgroup_root: str) -> bool:
     if not cgroup.startswith(cgroup_root + "/") or ".." in cgroup.split("/"):
         return False
     try:
-        inside, mount = os.stat(cgroup, follow_symlinks=False), os.stat(cgroup_root)
-        os.stat(cgroup + "/cgroup.procs", follow_symlinks=False)
+        inside, mount = posix.stat(cgroup, follow_symlinks=False), posix.stat(cgroup_root)
+        posix.stat(cgroup + "/cgroup.procs", follow_symlinks=False)
     except OSError:
         return False
     return inside.st_dev == mount.st_dev

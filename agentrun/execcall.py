@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import posix
 import time
 
 from agentrun import calls, fastjson, files, intent, layout, plan, records
@@ -66,8 +66,8 @@ def _decide(config: Config, container: Cgroup, asked: intent.Intent) -> plan.Pla
         _cpus(container.read("cpu.max")),
         container.number("pids.max"),
     )
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    host = plan.Session(memory, float(os.cpu_count() or 1))
+    memory = posix.sysconf("SC_PHYS_PAGES") * posix.sysconf("SC_PAGE_SIZE")
+    host = plan.Session(memory, float(posix.cpu_count() or 1))
     return plan.make_plan(config.defaults, session, host, asked)
 
 
@@ -99,7 +99,7 @@ def _open_call(config: Config, invocation: Invocation, found: Container, session
         "container": found.container_id,
         "root": found.root,
         "backend": found.kind,
-        "exec_id": os.path.basename(pid_file).removesuffix(".pid") if pid_file else None,
+        "exec_id": pid_file.rpartition("/")[2].removesuffix(".pid") if pid_file else None,
         "calls": container.child(layout.CALLS).path,
         "command": records.describe_command(command),
         "mode": config.mode,

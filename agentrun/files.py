@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import os
+import errno
+import posix
 import stat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from agentrun.errors import SystemCallError
 
-_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
-DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_READ = posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NONBLOCK | posix.O_NOCTTY
+DIRECTORY = posix.O_RDONLY | posix.O_DIRECTORY | posix.O_NOFOLLOW | posix.O_CLOEXEC
 
 
 def read_fd(fd: int, limit: int) -> bytes:
     """Read at most `limit` bytes from `fd` until its end."""
     chunks = []
     left = limit
-    while left > 0 and (chunk := os.read(fd, min(left, 1 << 20))):
+    while left > 0 and (chunk := posix.read(fd, min(left, 1 << 20))):
         chunks.append(chunk)
         left -= len(chunk)
     return b"".join(chunks)
@@ -29,44 +30,70 @@ def read_regular(path: str, limit: int, *, dir_fd: int | None = None, follow: bo
     A pipe is never opened for reading data: what we took from it the backend could not read any more.
     Raises OSError where the file cannot be opened.
     """
-    if follow and not stat.S_ISREG(os.stat(path, dir_fd=dir_fd).st_mode):
+    if follow and not stat.S_ISREG(posix.stat(path, dir_fd=dir_fd).st_mode):
         return None
-    fd = os.open(path, _READ | (0 if follow else os.O_NOFOLLOW), dir_fd=dir_fd)
+    fd = posix.open(path, _READ | (0 if follow else posix.O_NOFOLLOW), dir_fd=dir_fd)
     try:
-        info = os.fstat(fd)
+        info = posix.fstat(fd)
         if not stat.S_ISREG(info.st_mode) or info.st_size > limit:
             return None
         data = read_fd(fd, limit + 1)
     finally:
-        os.close(fd)
+        posix.close(fd)
     return data if len(data) <= limit else None
+
+
+def exists(path: str) -> bool:
+    """Whether there is anything at `path`, a dangling symlink included."""
+    try:
+        posix.stat(path, follow_symlinks=False)
+    except OSError:
+        return False
+    return True
 
 
 def append_line(path: str, line: str) -> None:
     """Append one line in a single write to a file that only root can read. Raises OSError."""
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-    fd = os.open(path, flags, 0o600)
+    flags = (
+        posix.O_WRONLY
+        | posix.O_APPEND
+        | posix.O_CREAT
+        | posix.O_CLOEXEC
+        | posix.O_NOFOLLOW
+        | posix.O_NONBLOCK
+    )
+    fd = posix.open(path, flags, 0o600)
     try:
-        os.write(fd, line.encode("utf-8", "backslashreplace") + b"\n")
+        posix.write(fd, line.encode("utf-8", "backslashreplace") + b"\n")
     finally:
-        os.close(fd)
+        posix.close(fd)
 
 
 def write_atomic(path: str, data: bytes, mode: int = 0o600) -> None:
     """Replace `path` as a whole: readers see the old content or the new one. Raises OSError."""
-    temporary = f"{path}.{os.getpid()}.tmp"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-    fd = os.open(temporary, flags, mode)
+    temporary = f"{path}.{posix.getpid()}.tmp"
+    flags = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC | posix.O_NOFOLLOW
+    fd = posix.open(temporary, flags, mode)
     try:
         try:
-            if os.write(fd, data) != len(data):
-                raise OSError(28, "short write")
+            if posix.write(fd, data) != len(data):
+                raise OSError(errno.ENOSPC, "short write")
         finally:
-            os.close(fd)
-        os.rename(temporary, path)
+            posix.close(fd)
+        posix.rename(temporary, path)
     except OSError:
-        os.unlink(temporary)
+        posix.unlink(temporary)
         raise
+
+
+def _make_private(path: str) -> None:
+    import os
+
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        return  # another exec made it first; the caller checks what it is
 
 
 def open_private_directory(path: str, error: type[SystemCallError]) -> int:
@@ -77,18 +104,14 @@ def open_private_directory(path: str, error: type[SystemCallError]) -> int:
     """
     try:
         try:
-            fd = os.open(path, DIRECTORY)
+            fd = posix.open(path, DIRECTORY)
         except FileNotFoundError:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            try:
-                os.mkdir(path, 0o700)
-            except FileExistsError:  # another exec made it first
-                os.stat(path, follow_symlinks=False)
-            fd = os.open(path, DIRECTORY)
-        info = os.fstat(fd)
-        if info.st_uid != os.geteuid() or info.st_mode & 0o022:
-            os.close(fd)
-            raise PermissionError(1, "owned or writable by others")
+            _make_private(path)
+            fd = posix.open(path, DIRECTORY)
+        info = posix.fstat(fd)
+        if info.st_uid != posix.geteuid() or info.st_mode & 0o022:
+            posix.close(fd)
+            raise PermissionError(errno.EPERM, "owned or writable by others")
     except OSError as cause:
         raise error("open private directory", path, cause) from cause
     return fd

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 # The C module: `signal` itself imports enum, which costs 4 ms.
 import _signal as signal  # type: ignore[import-not-found]
-import os
+import posix
 
 from agentrun.errors import HandoffError, reason
 
@@ -30,8 +30,8 @@ def exec_backend(path: str, argv: Sequence[str]) -> NoReturn:
     """
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-    environment = {**os.environ, DEPTH_VARIABLE: "1"}
+    environment = {**posix.environ, DEPTH_VARIABLE.encode(): b"1"}
     try:
-        os.execve(path, [path, *argv], environment)
+        posix.execve(path, [path, *argv], environment)
     except OSError as error:
         raise HandoffError(f"execute backend {path!r}: {reason(error)}") from error

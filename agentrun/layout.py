@@ -10,8 +10,6 @@ The engine's cgroup path is never changed: `docker stats`, `docker update` and `
 
 from __future__ import annotations
 
-import os
-
 from agentrun.cgroup import Cgroup
 from agentrun.errors import CgroupError
 
@@ -88,6 +86,8 @@ def _try_write(cgroup: Cgroup, name: str, value: str) -> bool:
 def _copy_owner(source: str, target: str) -> None:
     """Give a delegated container (user namespace) the leaf of its own init, as its cgroup was given to it."""
     try:
+        import os
+
         owner = os.stat(source)
         if owner.st_uid == 0:
             return

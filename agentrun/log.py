@@ -6,7 +6,7 @@ something is wrong, because info lines on every exec once filled hosts' tmpfs (n
 
 from __future__ import annotations
 
-import os
+import posix
 import time
 
 from agentrun import fastjson, files
@@ -39,8 +39,8 @@ def warn(paths: Paths, message: str, **fields: object) -> None:
 
 def _rotate(path: str) -> None:
     try:
-        if os.stat(path, follow_symlinks=False).st_size > _SIZE_LIMIT:
-            os.rename(path, path + ".1")
+        if posix.stat(path, follow_symlinks=False).st_size > _SIZE_LIMIT:
+            posix.rename(path, path + ".1")
     except FileNotFoundError:
         return
 
@@ -65,7 +65,7 @@ def oci_error(invocation: Invocation | None, message: str) -> None:
 
 def _to_stderr(text: str) -> None:
     try:
-        os.fstat(2)
-        os.write(2, text.encode("utf-8", "backslashreplace") + b"\n")
+        posix.fstat(2)
+        posix.write(2, text.encode("utf-8", "backslashreplace") + b"\n")
     except OSError:
         return  # the engine closed stderr; the log above has the record

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
+import posix
 import time
 
 from agentrun import fastjson, files
+from agentrun.errors import StateError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ _WORD_LIMIT = 64
 
 def new_id() -> str:
     """A new call's id: 11 hex digits of milliseconds since the epoch and 8 random ones; sorts by time."""
-    return f"{time.time_ns() // 1_000_000:011x}{os.urandom(4).hex()}"
+    return f"{time.time_ns() // 1_000_000:011x}{posix.urandom(4).hex()}"
 
 
 def _sha256() -> Any:
@@ -42,7 +43,7 @@ def describe_command(argv: list[Any]) -> dict[str, str] | None:
     words = [word for word in argv if isinstance(word, str)]
     if not words:
         return None
-    return {"name": os.path.basename(words[0])[:_WORD_LIMIT], "sha256": digest("\0".join(words))}
+    return {"name": words[0].rpartition("/")[2][:_WORD_LIMIT], "sha256": digest("\0".join(words))}
 
 
 def make(slot: str, state: dict[str, Any], call: Cgroup) -> dict[str, Any]:
@@ -90,9 +91,9 @@ def _measure(call: Cgroup) -> dict[str, Any]:
 
 
 def append(paths: Paths, record: dict[str, Any]) -> None:
-    """Append one record. Raises OSError."""
+    """Append one record. Raises OSError or StateError."""
     try:
         files.append_line(paths.records, fastjson.dumps(record))
     except FileNotFoundError:
-        os.makedirs(paths.state, mode=0o700, exist_ok=True)
+        posix.close(files.open_private_directory(paths.state, StateError))
         files.append_line(paths.records, fastjson.dumps(record))

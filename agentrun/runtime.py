@@ -6,7 +6,7 @@ untouched with one record in our log (`fail = "open"`), or refuse as a runtime r
 
 from __future__ import annotations
 
-import os
+import posix
 
 from agentrun import argv, calls, config, container, execcall, handoff, layout, log, paths
 from agentrun.cgroup import Cgroup
@@ -103,7 +103,7 @@ def _crun_ps(invocation: argv.Invocation, found: container.Container) -> bool:
         text = "".join(f"{line}\n" for line in ["PID", *pids])
     else:
         text = "[\n" + ",\n".join(f"  {pid}" for pid in pids) + "\n]\n"
-    os.write(1, text.encode())
+    posix.write(1, text.encode())
     return True
 
 

@@ -1,0 +1,73 @@
+"""`make bench`: side by side in one run, natively and in the test VM; the table goes into docs/benchmarks.md.
+
+`PAIRS=N python3 tests/bench/bench.py`
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from pairs import HEADER
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs/benchmarks.md"
+BEGIN, END = "<!-- table -->", "<!-- end of table -->"
+VM = ["tests/vm/vm"]
+INSTANCE = ["--name", "bench"]
+
+ENGINES = """
+mkdir -p /etc/docker
+cp configs/docker-daemon.json /etc/docker/daemon.json
+systemctl reload docker
+python3 tests/bench/engines.py {pairs}
+"""
+VERSIONS = (
+    "runc --version | head -1; crun --version | head -1; docker --version; uname -sr; python3 --version"
+)
+
+
+def output(command: list[str]) -> str:
+    """Run a command of ours with its errors shown; returns its stdout."""
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"bench: {' '.join(command[:4])}: status {done.returncode}")
+    return done.stdout.strip()
+
+
+def measure_in_vm(pairs: int) -> tuple[str, str]:
+    """Rows of the engines' benchmarks, and the versions that they ran on."""
+    output([*VM, "build"])
+    try:
+        rows = output([*VM, "run", *INSTANCE, "--fresh", "--", "sh", "-ec", ENGINES.format(pairs=pairs)])
+        versions = output([*VM, "ssh", *INSTANCE, "--", VERSIONS])
+    finally:
+        output([*VM, "down", *INSTANCE])
+    return rows, ", ".join(versions.splitlines())
+
+
+def write_page(table: str) -> None:
+    """Put the table between its marks; the text around it stays."""
+    before, rest = PAGE.read_text().split(BEGIN)
+    after = rest.split(END)[1]
+    PAGE.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}")
+
+
+def main() -> None:
+    """Measure everything and write the page."""
+    pairs = int(os.environ.get("PAIRS", "40"))
+    native = output([sys.executable, "tests/bench/native.py", str(pairs)])
+    rows, versions = measure_in_vm(pairs)
+    when = time.strftime("%Y-%m-%d", time.gmtime())
+    where = f"Linux {platform.release()}, Python {platform.python_version()}"
+    note = f"{when}, `PAIRS={pairs} make bench`. VM (emulated, no KVM): {versions}. Natively: {where}."
+    write_page(f"{HEADER}\n{rows}\n{native}\n\n{note}")
+    print(f"{HEADER}\n{rows}\n{native}\n\n{note}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""Progress lines on stderr, and the one place that runs long host commands."""
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from vmlib.errors import BuildError, tail_of
+
+HEARTBEAT_S = 10.0
+
+_start = time.monotonic()
+
+
+def say(text: str) -> None:
+    elapsed = int(time.monotonic() - _start)
+    print(f"vm [{elapsed:4d} s] {text}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def heartbeat(label: str, log: Path | None = None) -> Iterator[None]:
+    """Show every few seconds that a long step lives, with the last line of its log."""
+    done = threading.Event()
+    start = time.monotonic()
+
+    def beat() -> None:
+        while not done.wait(HEARTBEAT_S):
+            last = tail_of(log, 1)[:70] if log is not None else ""
+            say(f"  ... {label}: {int(time.monotonic() - start)} s  {last}".rstrip())
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def run_logged(
+    argv: Sequence[str], log: Path, label: str, env: Mapping[str, str] | None = None
+) -> None:
+    """Run a build step with its output in a log; the log's end is shown on failure."""
+    say(label)
+    with log.open("ab") as out, heartbeat(label, log):
+        try:
+            status = subprocess.run(
+                argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=env, check=False
+            ).returncode
+        except OSError as e:
+            raise BuildError(f"{label}: cannot run {argv[0]!r}: {e.strerror}") from e
+    if status != 0:
+        raise BuildError(f"{label}: {argv[0]} failed with status {status}\n{tail_of(log)}")

@@ -1,0 +1,52 @@
+"""What the image is made of. Everything here is hashed into the image's key."""
+
+SUITE = "trixie"
+BACKPORTS = f"{SUITE}-backports"
+KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+DISK_SIZE = "8G"
+SMP = 2
+MEM = "4G"
+SNAPSHOT = "ready"
+
+# A kernel with sched_ext and BTF comes from backports.
+BACKPORTED = ("linux-image-cloud-amd64", "linux-headers-cloud-amd64", "bpftool")
+
+SYSTEM_PACKAGES = (
+    "systemd systemd-sysv udev dbus openssh-server kmod procps iproute2 iptables nftables "
+    "docker.io docker-cli podman containerd runc crun conmon netavark aardvark-dns "
+    "python3 python3-venv python3-pip python3-bpfcc python3-click python3-rich python3-yaml "
+    "python3-jsonschema python3-pytest python3-hypothesis python3-pyroute2 python3-tomlkit "
+    "python3-prometheus-client libbpf-dev clang llvm make gcc libc6-dev jq bats busybox-static "
+    "strace stress-ng rsync hyperfine socat file attr"
+).split()
+
+AGENTBOX_PACKAGES = "python3-minimal bash coreutils procps dash busybox-static".split()
+
+# A panic ends qemu (with -no-reboot), so that a dead guest is seen at once.
+KERNEL_ARGS = (
+    "root=/dev/vda rw console=ttyS0 quiet systemd.show_status=0 mitigations=off "
+    "net.ifnames=0 psi=1 nokaslr audit=0 panic=-1"
+)
+
+
+def include_list() -> str:
+    backported = [f"{name}/{BACKPORTS}" for name in BACKPORTED]
+    return ",".join([*backported, *SYSTEM_PACKAGES])
+
+
+def machine_args(smp: int, mem: str, tcg_thread: str) -> list[str]:
+    """The emulated hardware; a snapshot can only be loaded into the same one."""
+    return [
+        "-accel", f"tcg,thread={tcg_thread},tb-size=1024",
+        "-machine", "q35",
+        "-cpu", "max",
+        "-smp", str(smp),
+        "-m", mem,
+        "-nodefaults",
+        "-display", "none",
+        "-no-reboot",
+        "-append", KERNEL_ARGS,
+        "-device", "virtio-blk-pci,drive=d0",
+        "-device", "virtio-net-pci,netdev=n0",
+        "-device", "virtio-rng-pci",
+    ]  # fmt: skip

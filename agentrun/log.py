@@ -31,18 +31,10 @@ def warn(paths: Paths, message: str, **fields: object) -> None:
     for name, value in fields.items():
         record[name] = value[:_VALUE_LIMIT] if isinstance(value, str) else value
     try:
-        _rotate(paths.log)
+        files.rotate(paths.log, _SIZE_LIMIT)
         files.append_line(paths.log, fastjson.dumps(record))
     except OSError:
         return  # the disk is full or read-only: there is no better place left to say so
-
-
-def _rotate(path: str) -> None:
-    try:
-        if posix.stat(path, follow_symlinks=False).st_size > _SIZE_LIMIT:
-            posix.rename(path, path + ".1")
-    except FileNotFoundError:
-        return
 
 
 def oci_error(invocation: Invocation | None, message: str) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 _WORD_LIMIT = 64
+_SIZE_LIMIT = 64 << 20  # two files of 64 MiB: some 200,000 calls
 
 
 def new_id() -> str:
@@ -93,6 +94,7 @@ def _measure(call: Cgroup) -> dict[str, Any]:
 def append(paths: Paths, record: dict[str, Any]) -> None:
     """Append one record. Raises OSError or StateError."""
     try:
+        files.rotate(paths.records, _SIZE_LIMIT)
         files.append_line(paths.records, fastjson.dumps(record))
     except FileNotFoundError:
         posix.close(files.open_private_directory(paths.state, StateError))

@@ -3,6 +3,7 @@
 # Every file is replaced by rename, so that a runtime command that starts meanwhile sees the old or the new one.
 set -eu
 
+# shellcheck disable=SC2153 # PYTHON comes from make
 bin=$DESTDIR$BINDIR
 lib=$DESTDIR$LIBEXECDIR
 python=$("$PYTHON" -I -S -c 'import os, sys; print(os.path.realpath(sys.executable))')

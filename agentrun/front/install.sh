@@ -1,9 +1,9 @@
 #!/bin/sh
 # Install agentrun; called by `make install` with PYTHON, BINDIR, LIBEXECDIR, DESTDIR and VERSION set.
 # Every file is replaced by rename, so that a runtime command that starts meanwhile sees the old or the new one.
+# shellcheck disable=SC2153 # PYTHON comes from make
 set -eu
 
-# shellcheck disable=SC2153 # PYTHON comes from make
 bin=$DESTDIR$BINDIR
 lib=$DESTDIR$LIBEXECDIR
 python=$("$PYTHON" -I -S -c 'import os, sys; print(os.path.realpath(sys.executable))')

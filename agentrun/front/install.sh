@@ -38,6 +38,9 @@ place agentrun/front/oci.py "$lib/oci.py" 0644
 # unchecked-hash: the hot path then never looks at the sources (one stat less for each module).
 rm -rf "$lib/agentrun/__pycache__"
 "$python" -I -S -m compileall -q -o 2 --invalidation-mode unchecked-hash -s "$lib" -p "$LIBEXECDIR" "$lib/agentrun"
+"$python" -I -S agentrun/front/bundle.py "$lib/agentrun" "$lib/hotpath.bin.new"
+chmod 0644 "$lib/hotpath.bin.new"
+mv -f "$lib/hotpath.bin.new" "$lib/hotpath.bin"
 
 render agentrun/front/agentrun.in "$bin/agentrun"
 render agentrun/front/agentrunctl.in "$bin/agentrunctl"

@@ -8,14 +8,40 @@ empty where the policy is to refuse. `-I -S` leaves `site` out, so our own folde
 """
 
 import gc
+import marshal
 import posix
 import sys
+from _frozen_importlib_external import MAGIC_NUMBER
 
 gc.disable()  # the process becomes the backend within milliseconds; there is nothing worth collecting
-sys.path.insert(0, __file__.rpartition("/")[0])
+LIBRARY = __file__.rpartition("/")[0]
+sys.path.insert(0, LIBRARY)
+
+
+def load_bundle(path: str) -> None:
+    """Run the modules of `hotpath.bin` (see bundle.py), where it was made for this very interpreter."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except OSError:
+        return
+    if not data.startswith(MAGIC_NUMBER):
+        return
+    package = None
+    for name, code in marshal.loads(data[len(MAGIC_NUMBER) :]):  # noqa: S302 - our own file, root's
+        module = type(sys)("agentrun" if package is None else f"agentrun.{name}")
+        sys.modules[module.__name__] = module
+        if package is None:
+            package = module
+            package.__path__ = [LIBRARY + "/agentrun"]
+        else:
+            setattr(package, name, module)
+        exec(code, module.__dict__)  # noqa: S102
+
 
 pinned, plain, arguments = sys.argv[1], sys.argv[2], sys.argv[3:]
 try:
+    load_bundle(LIBRARY + "/hotpath.bin")
     from agentrun.runtime import main
 
     status = main(arguments, pinned)

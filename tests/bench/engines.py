@@ -31,11 +31,16 @@ def runtimes(pairs: int, folder: Path) -> list[Comparison]:
         def state(runtime: str) -> tuple[str, list[str]]:
             return f"{runtime} state", [runtime, "state", ids[runtime]]
 
+        floor = folder / "runc-through-sh"
+        floor.write_text('#!/bin/sh\nexec runc "$@"\n')
+        floor.chmod(0o755)
+        through_sh = ("sh, exec runc state", [str(floor), "state", ids["runc"]])
         return [
             compare("exec on runc", exec_true("runc"), exec_true("agentrun-runc"), pairs),
             compare("exec on crun", exec_true("crun"), exec_true("agentrun-crun"), pairs),
             compare("exec on crun against plain runc", exec_true("runc"), exec_true("agentrun-crun"), pairs),
             compare("state on runc", state("runc"), state("agentrun-runc"), pairs),
+            compare("state through an empty shell script: the floor", state("runc"), through_sh, pairs),
             compare("state on crun", state("crun"), state("agentrun-crun"), pairs),
         ]
 

@@ -90,9 +90,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     state.add_argument("--fresh", action="store_true", help="start the instance anew first")
     state.add_argument("--keep", action="store_true", help="use it as it is (the default)")
     parser.add_argument("--no-install", action="store_true", help="skip make install")
-    parser.add_argument(
-        "--env", action="append", default=[], metavar="K=V", help="set a variable for CMD"
-    )
+    parser.add_argument("--env", action="append", default=[], metavar="K=V", help="set it for CMD")
     parser.add_argument("cmd", nargs=argparse.REMAINDER, metavar="[--] CMD...")
 
 
@@ -208,5 +206,8 @@ def main(argv: list[str]) -> int:
     except VmError as e:
         print(f"vm: {type(e).__name__}: {e}", file=sys.stderr)
         return e.exit_code
+    except OSError as e:
+        print(f"vm: {e}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 128 + signal.SIGINT

@@ -44,7 +44,5 @@ def tail_of(path: Path, lines: int = SERIAL_TAIL_LINES) -> str:
 
 
 def lost_vm(reason: str, serial_log: Path) -> LostVMError:
-    return LostVMError(
-        f"{reason}\nserial log: {serial_log}, its last {SERIAL_TAIL_LINES} lines:\n"
-        f"{tail_of(serial_log)}"
-    )
+    where = f"serial log: {serial_log}, its last {SERIAL_TAIL_LINES} lines:"
+    return LostVMError(f"{reason}\n{where}\n{tail_of(serial_log)}")

@@ -13,14 +13,18 @@ KILL_TIMEOUT_S = 20.0
 
 
 def guest_line(words: list[str], variables: list[str], pid_file: str) -> str:
-    """The shell line for the guest: note the process group, then become the command."""
+    """The shell line for the guest: note the process group while the command runs.
+
+    The shell stays its parent, for ssh would report a command that a signal ended as 255.
+    """
     argv = ["sh", "-c", words[0]] if len(words) == 1 else words
     command = shlex.join(["env", *variables, *argv])
-    return f"echo $$ >{pid_file}; cd {GUEST_SRC} && exec {command}"
+    begin = f"echo $$ >{pid_file}; cd {GUEST_SRC} && {command}"
+    return f"{begin}; status=$?; rm -f {pid_file}; exit $status"
 
 
 def run_in_guest(instance: Instance, words: list[str], variables: list[str]) -> int:
-    pid_file = f"/run/agentrun-vm-{secrets.token_hex(6)}.pid"
+    pid_file = f"/run/vm-tool-{secrets.token_hex(6)}.pid"
     ssh = instance.ssh()
     argv = ssh.argv(guest_line(words, variables, pid_file), tty=sys.stdin.isatty())
     try:

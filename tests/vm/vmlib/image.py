@@ -54,9 +54,8 @@ class Image:
 
     def has_snapshot(self) -> bool:
         stamp = _read_stamp(self.directory / SNAPSHOT_STAMP)
-        return _matches_stamp(self.directory, SNAPSHOT_STAMP) and (
-            stamp.get("qemu") == qemu_version()
-        )
+        is_whole = _matches_stamp(self.directory, SNAPSHOT_STAMP)
+        return is_whole and stamp.get("qemu") == qemu_version()
 
 
 def current_image() -> Image:
@@ -93,7 +92,7 @@ def prune(in_use: set[str]) -> None:
             old = path in keys[:-KEPT_IMAGES] and path.name not in in_use
             if old or path not in keys:
                 say(f"remove old image {path.name}")
-                shutil.rmtree(path, ignore_errors=True)
+                _discard(path)
 
 
 def _build(image: Image) -> None:
@@ -106,14 +105,14 @@ def _build(image: Image) -> None:
     try:
         build_disk(work)
         _provision(work)
-        _write_stamp(work, STAMP, FILES, {})
+        _write_stamp(work, STAMP, FILES)
         _discard(image.directory)
         work.rename(image.directory)
+        say(f"image {image.key} built")
     except subprocess.CalledProcessError as e:
         raise BuildError(f"build the image: {e}") from e
     finally:
         _discard(work)
-    say(f"image {image.key} built")
 
 
 def _discard(directory: Path) -> None:
@@ -184,7 +183,7 @@ def _make_snapshot(image: Image) -> None:
         output = Machine(directory).command(f"savevm {SNAPSHOT}", 300)
         if output:
             raise BuildError(f"save the snapshot: {output}")
-    _write_stamp(directory, SNAPSHOT_STAMP, ("ready.qcow2",), {"qemu": qemu_version()})
+    _write_stamp(directory, SNAPSHOT_STAMP, ("ready.qcow2",), qemu=qemu_version())
     say("snapshot saved")
 
 
@@ -196,9 +195,7 @@ def _passes_check(disk: Path) -> bool:
     return subprocess.run(argv, capture_output=True, check=False).returncode == 0
 
 
-def _write_stamp(
-    directory: Path, name: str, files: tuple[str, ...], extra: dict[str, object]
-) -> None:
+def _write_stamp(directory: Path, name: str, files: tuple[str, ...], **extra: str) -> None:
     sizes = {file: (directory / file).stat().st_size for file in files}
     part = directory / f"{name}.part"
     part.write_text(json.dumps({"sizes": sizes} | extra))

@@ -218,7 +218,12 @@ def _cold_boot(instance: Instance, image: Image, hardware: Hardware) -> State:
 
 
 def _remember(
-    instance: Instance, image: Image, hardware: Hardware, port: int, *, restored: bool
+    instance: Instance,
+    image: Image,
+    hardware: Hardware,
+    port: int,
+    *,
+    restored: bool,
 ) -> State:
     state = State(port, image.key, restored, time.time(), **asdict(hardware))
     instance.write_state(state)

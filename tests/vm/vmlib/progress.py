@@ -1,16 +1,22 @@
 """Progress lines on stderr, and the one place that runs long host commands."""
 
+import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vmlib.errors import BuildError, tail_of
 
 HEARTBEAT_S = 10.0
+# A build step dies with the tool, even one that is killed, and takes its processes and mounts
+# along: without this, an interrupted mmdebstrap goes on and leaves /proc mounted in its tree.
+CONTAIN = ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork"]
+CONTAIN += ["--kill-child", "--mount-proc", "--"]
 
 _start = time.monotonic()
 
@@ -41,16 +47,36 @@ def heartbeat(label: str, log: Path | None = None) -> Iterator[None]:
 
 
 def run_logged(
-    argv: Sequence[str], log: Path, label: str, env: Mapping[str, str] | None = None
+    argv: Sequence[str],
+    log: Path,
+    label: str,
+    env: Mapping[str, str] | None = None,
 ) -> None:
     """Run a build step with its output in a log; the log's end is shown on failure."""
     say(label)
-    with log.open("ab") as out, heartbeat(label, log):
-        try:
-            status = subprocess.run(
-                argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=env, check=False
-            ).returncode
-        except OSError as e:
-            raise BuildError(f"{label}: cannot run {argv[0]!r}: {e.strerror}") from e
+    try:
+        with log.open("ab") as out, heartbeat(label, log):
+            process = subprocess.Popen(
+                [*CONTAIN, *argv], stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=env
+            )
+            try:
+                status = process.wait()
+            except BaseException:
+                _end(process)
+                raise
+    except OSError as e:
+        raise BuildError(f"{label}: cannot run {argv[0]!r}: {e.strerror}") from e
     if status != 0:
         raise BuildError(f"{label}: {argv[0]} failed with status {status}\n{tail_of(log)}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill a contained step; when its namespace's init is gone, so is everything in it."""
+    with suppress(OSError):
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+        for pid in children.split():
+            os.kill(int(pid), signal.SIGKILL)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=30)
+    process.kill()
+    process.wait()

@@ -70,7 +70,11 @@ class Machine:
         return self.pid() is not None
 
     def start(
-        self, disk: Path, boot_dir: Path, hardware: Hardware, snapshot: str | None = None
+        self,
+        disk: Path,
+        boot_dir: Path,
+        hardware: Hardware,
+        snapshot: str | None = None,
     ) -> int:
         """Start qemu in the background and return the host port of the guest's ssh."""
         for attempt in range(PORT_ATTEMPTS):

@@ -69,9 +69,8 @@ def _bootstrap_system(mirror: str, root: Path, log: Path) -> None:
 
 
 def _bootstrap_agentbox(mirror: str, rootfs: Path, log: Path) -> None:
-    excluded = [
-        f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "man", "locale", "info")
-    ]
+    unwanted = ("doc", "man", "locale", "info")
+    excluded = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in unwanted]
     argv = _mmdebstrap("essential", ",".join(AGENTBOX_PACKAGES), excluded, rootfs)
     argv.append(_source(mirror, SUITE))
     run_logged(argv, log, "install the agentbox image from Debian packages", _environment())
@@ -125,9 +124,8 @@ def _make_disk(root: Path, work: Path, log: Path) -> None:
     with raw.open("wb"):
         pass
     mke2fs = [tool("mke2fs"), "-q", "-F", "-t", "ext4", "-m", "0", "-E", "lazy_itable_init=0"]
-    run_logged(
-        [*mke2fs, "-d", os.fspath(root), os.fspath(raw), DISK_SIZE], log, "make the file system"
-    )
+    mke2fs += ["-d", os.fspath(root), os.fspath(raw), DISK_SIZE]
+    run_logged(mke2fs, log, "make the file system")
     convert = [tool("qemu-img"), "convert", "-f", "raw", "-O", "qcow2"]
     run_logged([*convert, os.fspath(raw), os.fspath(base)], log, "make the disk image")
     raw.unlink()

@@ -16,8 +16,8 @@ from vmlib.ssh import SSH_FAILED, Ssh
 
 GUEST_SRC = "/src"
 LIST_COMMAND = (
-    f"mkdir -p {GUEST_SRC} && find {GUEST_SRC} -mindepth 1 ! -type d "
-    "-printf '%P\\0%s\\0%T@\\0%m\\0%l\\0'"
+    f"mkdir -p {GUEST_SRC} && cd {GUEST_SRC} && "
+    "find . -mindepth 1 ! -type d -printf '%P\\0%s\\0%T@\\0%m\\0%l\\0'"
 )
 INSTALL_COMMAND = (
     f"grep -Eqs '^install[[:space:]]*:' {GUEST_SRC}/Makefile || exit 0; "

@@ -104,7 +104,6 @@ def _build(image: Image) -> None:
     work.mkdir()
     try:
         build_disk(work)
-        _provision(work)
         _write_stamp(work, STAMP, FILES)
         _discard(image.directory)
         work.rename(image.directory)
@@ -145,19 +144,6 @@ def _booted(directory: Path, disk: Path, label: str) -> Iterator[Ssh]:
             machine.stop()
 
 
-def _provision(work: Path) -> None:
-    say("boot and load the container images")
-    with _booted(work, work / "base.qcow2", "provision") as ssh:
-        say("booted")
-        _in_guest(ssh, f"/{HELPERS}/provision", PROVISION_TIMEOUT_S)
-        ssh.run("systemctl poweroff", 60)
-        ssh.stop_master()
-        if not Machine(work).wait_exit(180):
-            raise BuildError("provision: the guest does not power off")
-    if not _passes_check(work / "base.qcow2"):
-        raise BuildError("provision: the disk image is damaged")
-
-
 def _in_guest(ssh: Ssh, command: str, timeout_s: float) -> None:
     try:
         result = ssh.run(command, timeout_s)
@@ -169,14 +155,20 @@ def _in_guest(ssh: Ssh, command: str, timeout_s: float) -> None:
 
 
 def _make_snapshot(image: Image) -> None:
-    """Boot an overlay, wait until all services run, and save the machine in it."""
-    say("boot and save the snapshot")
+    """Boot an overlay, load the container images, and save the running machine in it.
+
+    One boot for both: under emulation a second one costs a minute.
+    """
+    say("boot, load the container images and save the snapshot")
     directory = image.directory
     (directory / SNAPSHOT_STAMP).unlink(missing_ok=True)
     image.ready.unlink(missing_ok=True)
     overlay = [tool("qemu-img"), "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", "base.qcow2"]
     subprocess.run([*overlay, image.ready], check=True)
     with _booted(directory, image.ready, "snapshot") as ssh:
+        say("booted")
+        _in_guest(ssh, f"/{HELPERS}/provision", PROVISION_TIMEOUT_S)
+        say("container images loaded")
         warm_up = "docker info && podman info && systemctl is-system-running --wait; sync"
         _in_guest(ssh, f"({warm_up}) >/dev/null 2>&1; systemctl is-active docker containerd", 300)
         ssh.stop_master()

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vmlib.errors import LostVMError, UsageError, lost_vm
-from vmlib.host import RUN_TOOLS, ensure_tools, tool
+from vmlib.host import RUN_TOOLS, ensure_tools
 from vmlib.image import BOOT_TIMEOUT_S, Image, current_image, ensure_image, prune
 from vmlib.paths import instances_dir, locked, socket_dir
 from vmlib.progress import heartbeat, say
@@ -190,10 +190,16 @@ def _start(instance: Instance, image: Image, hardware: Hardware) -> State:
     return state
 
 
-def _restore(instance: Instance, image: Image, hardware: Hardware) -> State | None:
-    """Start from the snapshot; None when qemu refuses it."""
+def _copy_disk(instance: Instance, image: Image) -> Path:
+    """A disk of the instance's own, on the image's shared base."""
     disk = instance.directory / "disk.qcow2"
     subprocess.run(["cp", "--reflink=auto", "--sparse=always", image.ready, disk], check=True)
+    return disk
+
+
+def _restore(instance: Instance, image: Image, hardware: Hardware) -> State | None:
+    """Start from the snapshot; None when qemu refuses it."""
+    disk = _copy_disk(instance, image)
     try:
         port = instance.machine.start(disk, image.directory, hardware, SNAPSHOT)
     except QemuStartError as e:
@@ -206,10 +212,8 @@ def _restore(instance: Instance, image: Image, hardware: Hardware) -> State | No
 
 
 def _cold_boot(instance: Instance, image: Image, hardware: Hardware) -> State:
-    disk = instance.directory / "disk.qcow2"
-    disk.unlink(missing_ok=True)
-    overlay = [tool("qemu-img"), "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", "base.qcow2"]
-    subprocess.run([*overlay, disk], check=True)
+    """Boot the snapshot's disk as it stands: it was synced before the machine was saved."""
+    disk = _copy_disk(instance, image)
     with heartbeat("boot"):
         port = instance.machine.start(disk, image.directory, hardware)
         ssh = instance.machine.wait_ssh(port, BOOT_TIMEOUT_S)

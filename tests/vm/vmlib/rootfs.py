@@ -15,6 +15,17 @@ from vmlib.recipe import AGENTBOX_PACKAGES, BACKPORTS, DISK_SIZE, KEYRING, SUITE
 HELPERS = "usr/local/lib/agentrun-vm"
 DATA = "var/lib/agentrun-vm"
 IMAGE_PREFIX = "agentrun-test"
+AGENTBOX_JUNK = (
+    "var/lib/apt",
+    "var/lib/dpkg/info",
+    "var/cache/apt",
+    "usr/bin/perl*",
+    "usr/lib/*/perl-base",
+    "usr/lib/*/gconv",
+    "usr/share/i18n",
+    "usr/share/perl5",
+    "usr/share/zoneinfo",
+)
 
 
 def build_disk(work: Path) -> None:
@@ -74,8 +85,10 @@ def _bootstrap_agentbox(mirror: str, rootfs: Path, log: Path) -> None:
     argv = _mmdebstrap("essential", ",".join(AGENTBOX_PACKAGES), excluded, rootfs)
     argv.append(_source(mirror, SUITE))
     run_logged(argv, log, "install the agentbox image from Debian packages", _environment())
-    for junk in ("var/lib/apt/lists", "var/cache/apt", "usr/share/i18n", "usr/share/zoneinfo"):
-        shutil.rmtree(rootfs / junk, ignore_errors=True)
+    # Every megabyte is hashed and unpacked under emulation, once for each engine.
+    for junk in AGENTBOX_JUNK:
+        for path in rootfs.glob(junk):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     with (rootfs / "etc/passwd").open("a") as passwd:
         passwd.write("app:x:1000:1000:app:/home/app:/bin/bash\n")
     with (rootfs / "etc/group").open("a") as group:

@@ -106,7 +106,8 @@ def _read_compiled(paths: Paths) -> Config | None:
 def load(paths: Paths) -> Config:
     """The configuration in force, compiled anew first when its source changed. Never raises."""
     compiled = _read_compiled(paths)
-    if compiled is not None and compiled.source == source_stamp(paths.config):
+    is_current = compiled is not None and compiled.source == source_stamp(paths.config)
+    if compiled is not None and is_current and files.exists(paths.backends):
         return compiled
     from agentrun import configfile
 

@@ -45,6 +45,9 @@ def _c_loads() -> Callable[[str], Any]:
             raise ValueError(f"parse JSON: no value at character {error.value}") from None
         except RecursionError:
             raise ValueError("parse JSON: nested too deep") from None
+        except SystemError:
+            # Before Python 3.12 the scanner reports errors only where json.decoder is loaded already.
+            raise ValueError("parse JSON: damaged") from None
         if _skip_whitespace(text, end) != len(text):
             raise ValueError(f"parse JSON: extra text at character {end}")
         return value

@@ -144,7 +144,7 @@ def run(arguments: Sequence[str], pinned: str) -> NoReturn:
     """Carry out one runtime command: our part, then the backend. Raises HandoffError.
 
     `arguments` is the command line without the program name; `pinned` is the kind of backend that the
-    program's name asks for (`agentrun-crun`), or an empty string.
+    program's name (`agentrun-crun`) or the container's state asks for, or an empty string.
     """
     host_paths = paths.host_paths()
     host = Host(host_paths, config.load(host_paths), pinned)

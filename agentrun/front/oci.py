@@ -1,10 +1,11 @@
 """Entry of the hot path, run by the shell front:
 
-    python3 -I -S -OO oci.py PINNED PLAIN ARGUMENT...
+    python3 -I -S -OO oci.py KIND PLAIN LC_CTYPE_WAS_SET ARGUMENT...
 
-PINNED is the kind of backend that the program's name asks for, or empty. PLAIN is the backend to become when
-our part cannot even begin (a damaged installation must not leave a container that nobody can delete); it is
-empty where the policy is to refuse. `-I -S` leaves `site` out, so our own folder is put on the path here.
+KIND is the kind of backend (runc, crun) that the program's name or the container's state asks for, or empty.
+PLAIN is the backend to become when our part cannot even begin (a damaged installation must not leave a
+container that nobody can delete); it is empty where the policy is to refuse. `-I -S` leaves `site` out, so
+our own folder is put on the path here.
 """
 
 import gc
@@ -39,12 +40,15 @@ def load_bundle(path: str) -> None:
         exec(code, module.__dict__)  # noqa: S102
 
 
-pinned, plain, arguments = sys.argv[1], sys.argv[2], sys.argv[3:]
+kind, plain, had_lc_ctype, arguments = sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4:]
+if not had_lc_ctype:
+    # In the C locale Python sets it for its children (PEP 538); the backend gets what the engine gave.
+    posix.environ.pop(b"LC_CTYPE", None)
 try:
     load_bundle(LIBRARY + "/hotpath.bin")
     from agentrun.runtime import main
 
-    status = main(arguments, pinned)
+    status = main(arguments, kind)
 except Exception as error:  # noqa: BLE001 - see above
     if plain:
         posix.execve(plain, [plain, *arguments], {**posix.environ, b"AGENTRUN_DEPTH": b"1"})

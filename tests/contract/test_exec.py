@@ -1,0 +1,219 @@
+"""`exec` in a container that is ours: one insertion into argv, a slot, a cgroup, a record."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROCESS = {"args": ["pytest", "-x"], "env": ["PATH=/bin", "AGENTRUN_INTENT=memory=64m"], "cwd": "/"}
+
+
+def inserted(argv: list[str], slot: int = 0) -> list[str]:
+    """An engine's arguments as the backend must get them."""
+    at = argv.index("exec") + 1
+    return [*argv[:at], "--cgroup", f"agentrun-calls/call-{slot}", *argv[at:]]
+
+
+def root(box) -> list[str]:
+    return ["--root", str(box.state)]
+
+
+EXECS = {
+    "docker": ["--log", "/dev/null", "--log-format", "json", "--systemd-cgroup", "exec", "--process", "P"]
+    + ["--detach", "--pid-file", "/b/0123.pid", "box"],
+    "podman": [
+        "exec",
+        "--pid-file",
+        "/x/exec_pid",
+        "--process",
+        "P",
+        "--detach",
+        "--preserve-fds",
+        "1",
+        "box",
+    ],
+    "crio": ["--systemd-cgroup", "exec", "--process", "P", "box"],
+    "by-hand": ["exec", "-t", "-u", "0:0", "-e", "A=b", "--cwd=/", "box", "exec", "--cgroup", "x"],
+    "dashes": ["exec", "-user", "1", "box", "--", "ls", "-l"],
+}
+
+
+@pytest.mark.parametrize("name", EXECS)
+def test_only_the_cgroup_option_is_inserted(box, name, tmp_path):
+    document = tmp_path / "process.json"
+    document.write_text(json.dumps(PROCESS))
+    argv = [*root(box), *(str(document) if word == "P" else word for word in EXECS[name])]
+    done = box.run(*argv)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert box.recording().all("argv")[1:] == inserted(argv)
+
+
+def test_process_document_is_not_changed(box, tmp_path):
+    document = tmp_path / "process.json"
+    document.write_text(json.dumps(PROCESS))
+    before = (document.read_bytes(), document.stat().st_ino)
+    box.run(*root(box), "exec", "--process", document, "box")
+    assert (document.read_bytes(), document.stat().st_ino) == before
+
+
+def test_intent_of_the_process_document_is_read(box, tmp_path):
+    (tmp_path / "process.json").write_text(json.dumps(PROCESS))
+    box.run(*root(box), "exec", "--process", "process.json", "box", cwd=tmp_path)
+    state = json.loads(slot_file(box, 0).read_text())
+    assert state["intent"]["accepted"] == {"memory": 64 << 20}
+    assert state["command"]["name"] == "pytest"
+
+
+def slot_file(box, number: int) -> Path:
+    """The state of a live call."""
+    return next(box.root.glob(f"run/agentrun/sessions/*/box/call-{number}"))
+
+
+def test_process_document_in_a_pipe_reaches_the_backend_whole(box):
+    reading, writing = os.pipe()
+    os.write(writing, json.dumps(PROCESS).encode())
+    os.close(writing)
+    os.set_inheritable(reading, True)
+    box.run(*root(box), "exec", "--process", f"/dev/fd/{reading}", "box", pass_fds=(reading,))
+    assert os.read(reading, 4096) == json.dumps(PROCESS).encode()
+    os.close(reading)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'{"env": 5}', b"x" * 100_000])
+def test_damaged_process_document_is_left_to_the_backend(box, tmp_path, content):
+    (tmp_path / "p").write_bytes(content)
+    argv = [*root(box), "exec", "--process", str(tmp_path / "p"), "box"]
+    assert box.run(*argv).returncode == 0
+    assert box.recording().all("argv")[1:] == inserted(argv)
+
+
+def test_cgroup_that_the_caller_chose_is_respected(box):
+    argv = [*root(box), "exec", "--cgroup", "mine", "box", "ls"]
+    box.run(*argv)
+    assert box.recording().all("argv")[1:] == argv
+
+
+def test_init_moves_into_its_leaf_at_start(box):
+    box.run(*root(box), "start", "box")
+    assert (box.cgroup / "cgroup.procs").read_text() == ""
+    assert (box.cgroup / "agentrun-agent/cgroup.procs").read_text() != ""
+    assert (box.cgroup / "agentrun-calls").is_dir()
+
+
+def test_finished_call_is_recorded_by_the_next(box):
+    for _ in range(3):
+        box.run(*root(box), "exec", "box", "ls")
+    found = box.records()
+    assert len(found) == 2 and {r["slot"] for r in found} == {"call-0"}
+    assert [path.name for path in (box.cgroup / "agentrun-calls").glob("call-*")] == ["call-0"]
+
+
+def test_delete_records_and_forgets_everything(box):
+    box.run(*root(box), "exec", "box", "ls")
+    box.run(*root(box), "delete", "--force", "box")
+    assert len(box.records()) == 1
+    assert list(box.root.glob("run/agentrun/sessions/*")) == []
+    assert list((box.cgroup / "agentrun-calls").glob("call-*")) == []
+
+
+def test_delete_without_force_spares_what_lives(box):
+    box.run(*root(box), "exec", "box", "ls")
+    call = box.cgroup / "agentrun-calls/call-0"
+    with subprocess.Popen(["sleep", "1000"]) as process:
+        (call / "cgroup.procs").write_text(str(process.pid))
+        box.run(*root(box), "delete", "box")
+        assert process.poll() is None and box.records() == []
+        process.kill()
+
+
+def test_64_calls_at_once_get_64_slots(box):
+    def call(number: int) -> str:
+        output = box.folder / f"recording-{number}"
+        env = {**box.environment, "RECORDER_OUTPUT": str(output), "RECORDER_CAT": "1"}
+        subprocess.run([box.program, *root(box), "exec", "box", "x"], env=env, input=b"", check=True)
+        argv = [line for line in output.read_text().splitlines() if "agentrun-calls/" in line]
+        output.unlink()
+        return argv[0]
+
+    with concurrent.futures.ThreadPoolExecutor(64) as pool:
+        list(pool.map(call, range(64)))
+    box.run(*root(box), "delete", "--force", "box")
+    found = box.records()
+    assert len(found) == len({r["id"] for r in found}) == 64
+    assert list((box.cgroup / "agentrun-calls").glob("call-*")) == []
+
+
+SOAK = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+from agentrun import handoff, runtime
+handoff.exec_backend = lambda path, argv: os._exit(0)
+for _ in range(int(sys.argv[3])):
+    child = os.fork()
+    if not child:
+        os._exit(runtime.main(["--root", sys.argv[2], "exec", "box", "true"], "runc"))
+    if os.waitpid(child, 0)[1]:
+        sys.exit("a call failed")
+"""
+
+
+def test_10_000_calls_in_a_row_leave_nothing_behind(box):
+    library = box.folder / "usr/libexec/agentrun"
+    command = [sys.executable, "-c", SOAK, library, box.state, "10000"]
+    subprocess.run(command, env=box.environment, check=True, timeout=600)
+    box.run(*root(box), "delete", "--force", "box")
+    assert len({r["id"] for r in box.records()}) == 10_000
+    assert list((box.cgroup / "agentrun-calls").glob("call-*")) == []
+    assert list(box.root.glob("run/agentrun/sessions/*")) == []
+    assert box.log() == []
+
+
+@pytest.mark.parametrize("name", ["..", "a/b", "x" * 300, "a\nb", "ä"])
+def test_hostile_id_goes_to_the_backend_untouched(box, name):
+    argv = [*root(box), "exec", name, "ls"]
+    box.run(*argv)
+    assert len(box.recording().all("argv")) == 1 + len(argv)
+    assert list(box.root.glob("run/agentrun/sessions/*/*")) == []
+
+
+def test_container_known_to_crun_goes_to_crun(box):
+    (box.folder / "bin/crun").unlink(missing_ok=True)
+    (box.folder / "bin/crun").symlink_to(box.backend)
+    folder = box.state / "made-by-crun"
+    folder.mkdir(exist_ok=True)
+    state = {"pid": 1, "process-start-time": 1, "cgroup-path": "/x", "bundle": "/b"}
+    (folder / "status").write_text(json.dumps(state))
+    both = f'["{box.backend}", "{box.folder}/bin/crun"]'
+    config = box.root / "etc/agentrun/config.toml"
+    config.write_text(f"version = 1\nbackends = {both}\n")
+    for verb in ("state", "exec", "delete"):
+        box.run(*root(box), verb, "made-by-crun")
+        assert box.recording().all("argv")[0] == f"{box.folder}/bin/crun"
+        box.run(*root(box), verb, "box")
+        assert box.recording().all("argv")[0] == str(box.backend)
+
+
+def test_ps_on_crun_lists_the_calls_as_well(box):
+    (box.folder / "bin/crun").unlink(missing_ok=True)
+    (box.folder / "bin/crun").symlink_to(box.backend)
+    (box.root / "etc/agentrun/config.toml").write_text(f'version = 1\nbackends = ["{box.folder}/bin/crun"]\n')
+    runc_state = json.loads((box.state / "box/state.json").read_text())
+    folder = box.state / "crun-box"
+    folder.mkdir(exist_ok=True)
+    state = {
+        "pid": runc_state["init_process_pid"],
+        "process-start-time": runc_state["init_process_start"],
+        "cgroup-path": f"/{box.cgroup.name}",
+        "bundle": "/b",
+    }
+    (folder / "status").write_text(json.dumps(state))
+    box.run(*root(box), "start", "crun-box")
+    done = box.run(*root(box), "ps", "--format", "json", "crun-box")
+    assert json.loads(done.stdout) == [runc_state["init_process_pid"]]
+    assert box.run(*root(box), "ps", "crun-box").stdout.split() == [b"PID", str(state["pid"]).encode()]

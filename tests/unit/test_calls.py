@@ -1,0 +1,156 @@
+"""Slots, harvesting, and what may be planted in the state directory."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+
+import pytest
+
+from agentrun import calls
+from agentrun.errors import StateError
+from agentrun.paths import Paths
+
+
+@pytest.fixture
+def paths(tmp_path) -> Paths:
+    (tmp_path / "var/log").mkdir(parents=True)
+    return Paths(str(tmp_path))
+
+
+@pytest.fixture
+def session(paths):
+    made = calls.open_calls(paths, "/run/runc", "c1")
+    yield made
+    made.close()
+
+
+def state(cgroup: str = "/sys/fs/cgroup/not-there") -> dict[str, object]:
+    return {"id": os.urandom(4).hex(), "container": "c1", "calls": cgroup, "start": 1.0}
+
+
+def end_owner(paths: Paths, name: str) -> None:
+    """Make a slot's runtime one that has ended."""
+    path = next(p for p in walk(paths.run) if p.endswith("/" + name))
+    with open(path) as file:
+        data = json.load(file)
+    with open(path, "w") as file:
+        json.dump({**data, "owner": [data["owner"][0], data["owner"][1] + 1]}, file)
+
+
+def walk(folder: str) -> list[str]:
+    return [os.path.join(where, name) for where, _, names in os.walk(folder) for name in names]
+
+
+def test_lowest_free_slot_is_taken(session):
+    names = [session.take_slot(state()) for _ in range(3)]
+    session.free_slot("call-1")
+    assert [*names, session.take_slot(state())] == ["call-0", "call-1", "call-2", "call-1"]
+
+
+def test_call_whose_runtime_lives_is_left_alone(session, paths):
+    session.take_slot(state())
+    assert session.harvest() == 0 and session.slots() == ["call-0"]
+
+
+def test_ended_call_is_recorded_once_and_its_slot_freed(session, paths):
+    session.take_slot(state())
+    end_owner(paths, "call-0")
+    assert session.harvest() == 1 and session.harvest() == 0 and session.slots() == []
+    with open(paths.records) as file:
+        records = [json.loads(line) for line in file]
+    assert [(r["slot"], r["end_is"], r["verdict"]) for r in records] == [("call-0", "found-removed", None)]
+
+
+def test_one_harvest_looks_at_no_more_than_its_limit(session, paths):
+    for _ in range(10):
+        session.take_slot(state())
+    for name in session.slots():
+        end_owner(paths, name)
+    assert [session.harvest(limit=4) for _ in range(3)] == [4, 4, 2]
+
+
+def test_harvest_under_way_elsewhere_is_not_waited_for(session, paths):
+    session.take_slot(state())
+    end_owner(paths, "call-0")
+    lock = next(p for p in [os.path.join(os.path.dirname(walk(paths.run)[0]), "lock")])
+    holder = subprocess.Popen(["flock", lock, "sh", "-c", "echo held; sleep 100"], stdout=subprocess.PIPE)
+    assert holder.stdout and holder.stdout.readline() == b"held\n"
+    assert session.harvest() == 0
+    holder.kill()
+    holder.wait()
+    holder.stdout.close()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '"x"'])
+def test_damaged_state_is_dropped_with_a_record(session, paths, content):
+    session.take_slot(state())
+    with open(walk(paths.run)[0], "w") as file:
+        file.write(content)
+    session.harvest()
+    assert session.slots() == []
+    with open(paths.log) as file:
+        assert "damaged" in file.read()
+
+
+def test_many_processes_at_once_get_different_slots(paths):
+    children = []
+    for _ in range(40):
+        child = os.fork()
+        if not child:
+            made = calls.open_calls(paths, "/run/runc", "c1")
+            assert made
+            made.take_slot(state())
+            os._exit(0)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 40
+    found = [p for p in walk(paths.run) if "/call-" in p]
+    assert sorted(os.path.basename(p) for p in found) == sorted(f"call-{n}" for n in range(40))
+
+
+def test_session_without_calls_is_forgotten(session, paths):
+    session.take_slot(state())
+    session.forget_if_empty()
+    assert session.slots() == ["call-0"]
+    session.free_slot("call-0")
+    session.forget_if_empty()
+    assert os.listdir(f"{paths.run}/sessions") == []
+
+
+PLANTED = {
+    "run is a symlink": lambda p: (os.makedirs(p.run + "x"), os.symlink(p.run + "x", p.run)),
+    "run is writable by all": lambda p: (os.makedirs(p.run), os.chmod(p.run, 0o777)),
+    "sessions is a symlink": lambda p: (os.makedirs(p.run, 0o700), os.symlink("/etc", p.run + "/sessions")),
+    "container is a symlink": lambda p: (
+        os.makedirs(p.run + "/sessions/run@runc", 0o700),
+        os.symlink("/etc", p.run + "/sessions/run@runc/c1"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_planted_directory_is_refused(paths, name):
+    os.makedirs(os.path.dirname(paths.run), exist_ok=True)
+    PLANTED[name](paths)
+    with pytest.raises(StateError, match="open private directory"):
+        calls.open_calls(paths, "/run/runc", "c1")
+
+
+def test_planted_slot_is_neither_followed_nor_overwritten(session, paths, tmp_path):
+    target = tmp_path / "target"
+    target.write_text("precious")
+    session.take_slot(state())
+    folder = os.path.dirname(walk(paths.run)[0])
+    os.symlink(target, f"{folder}/call-1")
+    assert session.take_slot(state()) == "call-2"
+    session.harvest()
+    assert target.read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("/a/b", "/a@b"), ("/a", "/a%40"), ("/x" * 200, "/x" * 199 + "/y")]
+)
+def test_two_roots_never_share_a_name(one, other):
+    names = calls.escape_root(one), calls.escape_root(other)
+    assert names[0] != names[1] and all("/" not in n and len(n) < 255 for n in names)

@@ -1,0 +1,106 @@
+"""The host's configuration: each mistake with the message that users get."""
+
+from __future__ import annotations
+
+import pytest
+
+from agentrun import config, configfile
+from agentrun.errors import ConfigError
+from agentrun.paths import Paths
+
+GOOD = 'version = 1\nbackends = ["/bin/true"]\n'
+
+
+@pytest.fixture
+def paths(tmp_path) -> Paths:
+    (tmp_path / "etc/agentrun").mkdir(parents=True)
+    (tmp_path / "var/log").mkdir(parents=True)
+    return Paths(str(tmp_path))
+
+
+def write(paths: Paths, text: str) -> None:
+    with open(paths.config, "w") as file:
+        file.write(text)
+
+
+MISTAKES = {
+    "": "version = None: expected 1",
+    "version = 2": "version = 2: expected 1",
+    GOOD + "backend = 1": "unknown key 'backend', did you mean 'backends'?",
+    GOOD + "zzz = 1": "unknown key 'zzz', known keys: version, backends, mode, fail, calls",
+    GOOD + "[calls]\npids = 1": "unknown key 'calls.pids', did you mean 'pids_max'?",
+    GOOD + 'mode = "on"': "mode = 'on': expected one of enforce, observe, off",
+    GOOD + 'fail = "maybe"': "fail = 'maybe': expected one of open, closed",
+    GOOD + "mode = 3": "mode = 3: expected one of enforce, observe, off",
+    GOOD + "calls = 3": "calls = 3: expected a table",
+    GOOD + "[calls]\npids_max = 4": "calls.pids_max = 4: expected a number from 16 to 4194304",
+    GOOD + "[calls]\npids_max = true": "calls.pids_max = True: expected a number",
+    GOOD + "[calls]\nmemory_max = 5": "calls.memory_max = 5: expected a share",
+    GOOD + '[calls]\nmemory_max = "150%"': "calls.memory_max = '150%': expected a share",
+    GOOD + '[calls]\nmemory_max = "1g"': "calls.memory_max = '1g': expected a share",
+    "version = 1\nbackends = []": "backends = []: expected a list of names or absolute paths",
+    'version = 1\nbackends = "runc"': "backends = 'runc': expected a list",
+    'version = 1\nbackends = ["no-such-runtime"]': "backends = ['no-such-runtime']: none is installed",
+    'version = 1\nbackends = ["./runc"]': "backends = './runc': neither a plain name nor an absolute path",
+    'version = 1\nbackends = ["/bin/a b"]': "white space is not supported",
+    "version = ]": "Invalid value (at line 1, column 11)",
+}
+
+
+@pytest.mark.parametrize("text", MISTAKES, ids=range(len(MISTAKES)))
+def test_mistake_is_named(paths, text):
+    write(paths, text)
+    with pytest.raises(ConfigError) as caught:
+        configfile.compile_file(paths)
+    assert MISTAKES[text] in str(caught.value)
+    assert str(caught.value).startswith(f"read {paths.config}: ")
+
+
+def test_shipped_configuration_is_the_default(paths, tmp_path):
+    from pathlib import Path
+
+    text = (Path(__file__).parents[2] / "configs/config.toml").read_text()
+    write(paths, text.replace('["runc", "crun"]', '["/bin/true"]'))
+    compiled, default = configfile.compile_file(paths).to_json(), configfile.builtin().to_json()
+    for data in (compiled, default):
+        data.pop("backends"), data.pop("source")
+    assert compiled == default
+
+
+def test_compiled_form_reads_back(paths):
+    write(paths, GOOD + 'mode = "observe"\nfail = "closed"\n[calls]\nmemory_max = "50%"\npids_max = 100\n')
+    loaded = config.load(paths)
+    assert config.load(paths).to_json() == loaded.to_json() == configfile.compile_file(paths).to_json()
+    assert (loaded.mode, loaded.fail_closed, loaded.defaults.memory_percent) == ("observe", True, 50.0)
+
+
+def test_shell_front_gets_backends_and_fail_policy(paths):
+    write(paths, GOOD + 'fail = "closed"\n')
+    config.load(paths)
+    with open(paths.backends) as file:
+        assert file.read() == "fail closed\nrunc /bin/true\n"
+
+
+def test_change_is_seen_and_a_mistake_keeps_the_last_good_one(paths):
+    write(paths, GOOD + 'mode = "observe"\n')
+    assert config.load(paths).mode == "observe"
+    write(paths, GOOD + 'mode = "bserve"\n')
+    kept = config.load(paths)
+    assert kept.mode == "observe" and "mode = 'bserve'" in (kept.problem or "")
+    write(paths, GOOD)
+    assert (config.load(paths).mode, config.load(paths).problem) == ("enforce", None)
+
+
+def test_state_directory_that_cannot_be_written_only_costs_time(tmp_path):
+    (tmp_path / "var/lib").mkdir(parents=True)
+    (tmp_path / "var/lib/agentrun").write_text("a file")
+    paths = Paths(str(tmp_path))
+    assert config.load(paths).mode == "enforce"
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [("/usr/bin/runc", "runc"), ("/usr/bin/crun", "crun"), ("/opt/crun-vm", "crun"), ("/x/nvidia", "runc")],
+)
+def test_kind_of_a_backend_is_in_its_name(path, kind):
+    assert configfile.kind_of(path) == kind

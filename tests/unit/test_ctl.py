@@ -1,0 +1,77 @@
+"""`agentrunctl calls`."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from agentrun import ctl
+
+
+def record(number: int, **more: object) -> dict[str, object]:
+    base = {
+        "id": f"{number:04d}",
+        "container": f"c{number}",
+        "command": {"name": "pytest", "sha256": "0"},
+        "start": 1.0,
+        "end": 2.0,
+        "limits": {"memory": 64 << 20},
+        "memory_peak": 1 << 20,
+        "cpu_usage_us": 1_500_000,
+        "verdict": None,
+        "level": None,
+    }
+    return {**base, **more}
+
+
+@pytest.fixture
+def host(tmp_path, monkeypatch):
+    monkeypatch.setenv("AGENTRUN_ROOT", str(tmp_path))
+    monkeypatch.setattr(
+        "agentrun.ctl.paths.host_paths", lambda: __import__("agentrun.paths").paths.Paths(str(tmp_path))
+    )
+    folder = tmp_path / "var/lib/agentrun"
+    folder.mkdir(parents=True)
+
+    def write(*rows: object) -> None:
+        text = "".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows)
+        (folder / "calls.jsonl").write_text(text)
+
+    return write
+
+
+def test_json_is_one_record_a_line_oldest_first(host):
+    host(record(2), record(1), record(3))
+    out = CliRunner().invoke(ctl.cli, ["calls", "--json"]).stdout
+    assert [json.loads(line)["id"] for line in out.splitlines()] == ["0001", "0002", "0003"]
+
+
+def test_call_recorded_twice_counts_once(host):
+    host(record(1), record(1))
+    assert len(CliRunner().invoke(ctl.cli, ["calls", "--json"]).stdout.splitlines()) == 1
+
+
+def test_damaged_line_is_passed_over_and_said(host):
+    host(record(1), "{", record(2))
+    result = CliRunner().invoke(ctl.cli, ["calls", "--json"])
+    assert len(result.stdout.splitlines()) == 2 and "damaged" in result.stderr
+
+
+def test_table_says_what_happened(host):
+    host(record(1, verdict="oom-killed", level="call"))
+    out = CliRunner().invoke(ctl.cli, ["calls"]).stdout
+    assert "oom-killed (its own limit)" in out and "64 MiB" in out and "1.50 s" in out
+
+
+def test_container_and_last_choose(host):
+    host(record(1), record(2), record(3))
+    run = CliRunner().invoke
+    assert len(run(ctl.cli, ["calls", "--json", "--container", "c2"]).stdout.splitlines()) == 1
+    assert len(run(ctl.cli, ["calls", "--json", "--last", "2"]).stdout.splitlines()) == 2
+
+
+@pytest.mark.parametrize(("size", "text"), [(None, "-"), (0, "0 B"), (1536, "1.5 KiB"), (64 << 20, "64 MiB")])
+def test_size_is_for_people(size, text):
+    assert ctl.format_size(size) == text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import json
 import os
 import subprocess
@@ -36,6 +37,19 @@ def crun_box(tmp_path):
         Bundle(tmp_path / "bundle", "agentrun-crun", f"c-{os.getpid()}-{tmp_path.name[:20]}")
     ) as made:
         yield made
+
+
+@contextlib.contextmanager
+def background(box, *command):
+    """A call that runs meanwhile; killed through its cgroup, which is what ends a call for sure."""
+    call = subprocess.Popen([*box.runtime, "exec", box.id, *command], stdin=subprocess.DEVNULL)
+    calls = box.cgroup() / "agentrun-calls"
+    try:
+        wait_for(lambda: any(p.read_text() for p in calls.glob("call-*/cgroup.procs")), "the call to run")
+        yield call
+    finally:
+        (calls / "cgroup.kill").write_text("1")
+        call.wait(timeout=60)
 
 
 def test_call_is_in_its_own_cgroup_from_its_first_instruction(box):
@@ -74,16 +88,11 @@ def test_intent_beyond_the_container_is_cut_to_it(box):
 
 def test_call_over_its_memory_dies_alone(box):
     hog = ("sh", "-c", "head -c 200000000 /dev/zero | tail -c 150000000 >/dev/null")
-    with subprocess.Popen([*box.runtime, "exec", box.id, "sleep", "1000"]) as other:
-        wait_for(lambda: len(list((box.cgroup() / "agentrun-calls").glob("call-*"))) >= 1, "the other call")
+    with background(box, "sleep", "1000") as other:
         done = box.exec(*hog, options=("-e", "AGENTRUN_INTENT=memory=40m"), check=False)
-        assert done.returncode == 137
+        assert done.returncode == 137, done
         assert other.poll() is None
         assert json.loads(box("state", box.id).stdout)["status"] == "running"
-        other.kill()
-    # `exec` does not forward SIGKILL: the call itself ends with the container or by its cgroup.
-    for call in (box.cgroup() / "agentrun-calls").glob("call-*"):
-        (call / "cgroup.kill").write_text("1")
     verdicts = [(r["verdict"], r["level"]) for r in records(box.id)]
     assert ("oom-killed", "call") in verdicts
 
@@ -173,17 +182,15 @@ def test_detached_call_writes_its_pid_where_it_was_told_to(box, tmp_path):
 
 
 def test_pause_resume_update_ps_and_kill_work_as_before(box):
-    call = subprocess.Popen([*box.runtime, "exec", box.id, "sleep", "1000"])
-    wait_for(lambda: len(json.loads(box("ps", "--format", "json", box.id).stdout)) >= 2, "two processes")
-    box("pause", box.id)
-    assert json.loads(box("state", box.id).stdout)["status"] == "paused"
-    box("resume", box.id)
-    box("update", "--memory", str(200 << 20), box.id)
-    assert (box.cgroup() / "memory.max").read_text().strip() == str(200 << 20)
-    box("update", "--memory", str(256 << 20), box.id)
-    for path in (box.cgroup() / "agentrun-calls").glob("call-*"):
-        (path / "cgroup.kill").write_text("1")
-    assert call.wait(timeout=60) != 0
+    with background(box, "sleep", "1000") as call:
+        assert len(json.loads(box("ps", "--format", "json", box.id).stdout)) == 2
+        box("pause", box.id)
+        assert json.loads(box("state", box.id).stdout)["status"] == "paused"
+        box("resume", box.id)
+        box("update", "--memory", str(200 << 20), box.id)
+        assert (box.cgroup() / "memory.max").read_text().strip() == str(200 << 20)
+        box("update", "--memory", str(256 << 20), box.id)
+        assert call.poll() is None
 
 
 def test_64_calls_at_once_are_all_recorded(crun_box):

@@ -22,6 +22,7 @@ def paths(tmp_path) -> Paths:
 @pytest.fixture
 def session(paths):
     made = calls.open_calls(paths, "/run/runc", "c1")
+    assert made is not None
     yield made
     made.close()
 
@@ -118,21 +119,33 @@ def test_session_without_calls_is_forgotten(session, paths):
     assert os.listdir(f"{paths.run}/sessions") == []
 
 
-PLANTED = {
-    "run is a symlink": lambda p: (os.makedirs(p.run + "x"), os.symlink(p.run + "x", p.run)),
-    "run is writable by all": lambda p: (os.makedirs(p.run), os.chmod(p.run, 0o777)),
-    "sessions is a symlink": lambda p: (os.makedirs(p.run, 0o700), os.symlink("/etc", p.run + "/sessions")),
-    "container is a symlink": lambda p: (
-        os.makedirs(p.run + "/sessions/run@runc", 0o700),
-        os.symlink("/etc", p.run + "/sessions/run@runc/c1"),
-    ),
-}
+def run_is_a_symlink(paths: Paths) -> None:
+    os.makedirs(paths.run + "x")
+    os.symlink(paths.run + "x", paths.run)
 
 
-@pytest.mark.parametrize("name", PLANTED)
-def test_planted_directory_is_refused(paths, name):
+def run_is_writable_by_all(paths: Paths) -> None:
+    os.makedirs(paths.run)
+    os.chmod(paths.run, 0o777)
+
+
+def sessions_is_a_symlink(paths: Paths) -> None:
+    os.makedirs(paths.run, 0o700)
+    os.symlink("/etc", paths.run + "/sessions")
+
+
+def container_is_a_symlink(paths: Paths) -> None:
+    os.makedirs(paths.run + "/sessions/run@runc", 0o700)
+    os.symlink("/etc", paths.run + "/sessions/run@runc/c1")
+
+
+PLANTS = [run_is_a_symlink, run_is_writable_by_all, sessions_is_a_symlink, container_is_a_symlink]
+
+
+@pytest.mark.parametrize("plant", PLANTS, ids=lambda f: f.__name__)
+def test_planted_directory_is_refused(paths, plant):
     os.makedirs(os.path.dirname(paths.run), exist_ok=True)
-    PLANTED[name](paths)
+    plant(paths)
     with pytest.raises(StateError, match="open private directory"):
         calls.open_calls(paths, "/run/runc", "c1")
 

@@ -177,3 +177,12 @@ def parse(argv: Sequence[str]) -> Invocation | None:
     elif rest and rest[0] == "--":
         rest = rest[1:]
     return Invocation(argv, verb_at, global_options, options, container_id, rest)
+
+
+def possible_ids(argv: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The global `--root` and the words that may name a container, for any verb's command line."""
+    read = _read_options(argv, 0, _GLOBAL_VALUED, _GLOBAL_FLAGS, {})
+    if read is None:
+        return None, []
+    roots = read[0].get("root")
+    return roots[-1] if roots else None, [arg for arg in argv[read[1] + 1 :] if not arg.startswith("-")]

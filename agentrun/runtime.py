@@ -54,6 +54,20 @@ def _find(host: Host, invocation: argv.Invocation) -> container.Container | None
     )
 
 
+def _owner(host: Host, arguments: Sequence[str]) -> str:
+    """The kind of backend that made the container of a verb we leave alone, else the preferred one.
+
+    The front decides this itself, except right after the configuration changed.
+    """
+    root, words = argv.possible_ids(arguments)
+    for word in words if len(host.kinds) > 1 else ():
+        if container.is_valid_id(word):
+            found = container.find(word, root, host.kinds, host.paths.cgroup_root)
+            if found is not None:
+                return found.kind
+    return host.kinds[0]
+
+
 def _start(host: Host, found: container.Container) -> None:
     """Move init into its leaf: after `create`, when the shim has read its cgroup, and before it runs."""
     if not found.is_running():
@@ -150,7 +164,7 @@ def run(arguments: Sequence[str], pinned: str) -> NoReturn:
     host = Host(host_paths, config.load(host_paths), pinned)
     invocation = argv.parse(arguments)
     found = _find(host, invocation) if invocation else None
-    kind = found.kind if found else host.kinds[0]
+    kind = found.kind if found else _owner(host, arguments)
     if (
         invocation is None
         or found is None

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from vmlib.errors import BuildError
@@ -33,8 +34,10 @@ def build_disk(work: Path) -> None:
     log = work / "build.log"
     root, agentbox = work / "root", work / "agentbox"
     mirror = find_mirror()
-    _bootstrap_system(mirror, root, log)
-    _bootstrap_agentbox(mirror, agentbox, log)
+    with ThreadPoolExecutor() as pool:
+        beside = pool.submit(_bootstrap_agentbox, mirror, agentbox, work / "agentbox.log")
+        _bootstrap_system(mirror, root, log)
+        beside.result()
     _add_images(root, agentbox)
     _add_ssh_keys(root, work)
     run_logged(["chroot", os.fspath(root), f"/{HELPERS}/configure"], log, "configure the system")

@@ -19,6 +19,7 @@ RECORDS = Path("/var/lib/agentrun/calls.jsonl")
 SESSIONS = Path("/run/agentrun/sessions")
 LOG = Path("/var/log/agentrun.log")
 CGROUP = Path("/sys/fs/cgroup")
+PATH = "/usr/local/bin:/usr/bin:/bin"
 
 
 def missing() -> str | None:
@@ -108,7 +109,7 @@ class Bundle:
         """What the driver wants: slice:prefix:name for systemd, a path for cgroupfs."""
         if "--systemd-cgroup" in self.runtime:
             return f"system.slice:agentrun-test:{self.id}"
-        return f"/agentrun-tests/{self.id}"
+        return f"/by-hand/{self.id}"
 
     def __call__(self, *arguments: str | Path, check: bool = True, **kwargs: Any) -> Any:
         return run(*self.runtime, *arguments, check=check, **kwargs)
@@ -125,8 +126,9 @@ class Bundle:
         self("start", self.id)
 
     def exec(self, *command: str, options: tuple[str, ...] = (), check: bool = True) -> Any:
-        """Run a call to its end."""
-        return self("exec", *options, self.id, *command, check=check)
+        """Run a call to its end. crun forgets the container's own PATH where a variable is given."""
+        path = ("-e", f"PATH={PATH}") if "-e" in options else ()
+        return self("exec", *options, *path, self.id, *command, check=check)
 
     def cgroup(self) -> Path:
         """The container's cgroup on the host: the parent of the agent's leaf."""

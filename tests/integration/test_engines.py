@@ -83,7 +83,7 @@ def test_call_and_init_are_where_they_belong(pair):
 
 
 def test_call_over_its_memory_dies_alone(pair):
-    other = start_call(pair, "ours", "sh", "-c", "read x; echo alive", env="AGENTRUN_INTENT=memory=64m")
+    other = start_call(pair, "ours", "sh", "-c", "sleep 12; echo alive", env="AGENTRUN_INTENT=memory=64m")
     pid = pair.pid("ours")
     hog = ("python3", "-c", "x = bytearray(200 << 20)")
     assert pair("exec", "-e", "AGENTRUN_INTENT=memory=48m", "ours", *hog, check=False).returncode == 137

@@ -35,7 +35,24 @@ def prepare(paths: Paths, config: Config, invocation: Invocation, found: Contain
         name = _open_call(config, invocation, found, session)
     finally:
         session.close()
+    if config.mode == "enforce":
+        _become_killable()
     return ["--cgroup", f"{layout.CALLS}/{name}"]
+
+
+def _become_killable() -> None:
+    """Give up an exemption from OOM kills that the engine inherited and would hand down to the call.
+
+    A call with oom_score_adj -1000 at its memory limit is never killed: it spins in the kernel for ever
+    ("Out of memory and no killable processes", mm/oom_kill.c). Where the process document sets a value,
+    the backend still applies that.
+    """
+    fd = posix.open("/proc/self/oom_score_adj", posix.O_RDWR | posix.O_CLOEXEC)
+    try:
+        if posix.read(fd, 16).strip() == b"-1000":
+            posix.pwrite(fd, b"0", 0)
+    finally:
+        posix.close(fd)
 
 
 def read_process(invocation: Invocation) -> tuple[list[Any], list[Any]]:

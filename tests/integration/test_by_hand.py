@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from runtimes import CGROUP, LOG, SESSIONS, Bundle, leftovers, records, run, started, wait_for
+from runtimes import CGROUP, LOG, PATH, SESSIONS, Bundle, leftovers, records, run, started, wait_for
 
 CASES = [
     pytest.param(("agentrun-runc",), id="runc-cgroupfs"),
@@ -146,8 +146,11 @@ def test_stdin_reaches_the_call_and_ends(box):
 
 
 def test_user_directory_and_environment_are_kept(box):
-    done = box.exec("sh", "-c", "id -u; pwd; echo $X", options=("-u", "1000", "--cwd", "/tmp", "-e", "X=y z"))
-    assert done.stdout == "1000\n/tmp\ny z\n"
+    call = ("-u", "1000", "--cwd", "/tmp", "-e", "X=y z", "-e", f"PATH={PATH}", box.id)
+    call += ("sh", "-c", "id -u; pwd; echo $X")
+    ours = box("exec", *call).stdout
+    assert ours == run(box.runtime[0].removeprefix("agentrun-"), *box.runtime[1:], "exec", *call).stdout
+    assert ours.endswith("\n/tmp\ny z\n")
 
 
 def test_nothing_is_written_on_success(box, tmp_path):

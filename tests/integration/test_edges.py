@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from runtimes import LOG, SESSIONS, Bundle, leftovers, records, run, started, wait_for
+from runtimes import LOG, PATH, SESSIONS, Bundle, leftovers, records, run, started, wait_for
 
 LIB = Path("/usr/libexec/agentrun")
 CONFIG = Path("/etc/agentrun/config.toml")
@@ -174,6 +174,13 @@ def nothing_left_of(name):
 
 def leftovers_of(name):
     return [path for path in leftovers() if name in path]
+
+
+def test_call_of_an_engine_that_is_exempt_from_oom_kills_can_be_killed(box):
+    hog = ("awk", 'BEGIN { s = "12345678"; while (length(s) < 150000000) s = s s }')
+    limit = ("-e", "AGENTRUN_INTENT=memory=40m", "-e", f"PATH={PATH}")
+    done = run("choom", "-n", "-1000", "--", *box.runtime, "exec", *limit, box.id, *hog, check=False)
+    assert done.returncode == 137
 
 
 def test_fork_storm_is_moved_completely(tmp_path):

@@ -19,7 +19,8 @@ def guest_line(words: list[str], variables: list[str], pid_file: str) -> str:
     """
     argv = ["sh", "-c", words[0]] if len(words) == 1 else words
     command = shlex.join(["env", *variables, *argv])
-    begin = f"echo $$ >{pid_file}; cd {GUEST_SRC} && {command}"
+    # sshd here is exempt from OOM kills (guest/etc/systemd), and its children inherit that.
+    begin = f"echo 0 >/proc/self/oom_score_adj; echo $$ >{pid_file}; cd {GUEST_SRC} && {command}"
     return f"{begin}; status=$?; rm -f {pid_file}; exit $status"
 
 

@@ -146,8 +146,8 @@ def test_stdin_reaches_the_call_and_ends(box):
 
 
 def test_user_directory_and_environment_are_kept(box):
-    call = ("-u", "1000", "--cwd", "/tmp", "-e", "X=y z", "-e", f"PATH={PATH}", box.id)
-    call += ("sh", "-c", "id -u; pwd; echo $X")
+    call = ["-u", "1000", "--cwd", "/tmp", "-e", "X=y z", "-e", f"PATH={PATH}", box.id]
+    call += ["sh", "-c", "id -u; pwd; echo $X"]
     ours = box("exec", *call).stdout
     assert ours == run(box.runtime[0].removeprefix("agentrun-"), *box.runtime[1:], "exec", *call).stdout
     assert ours.endswith("\n/tmp\ny z\n")

@@ -154,6 +154,14 @@ def _inserted(host: Host, invocation: argv.Invocation, found: container.Containe
         return []
 
 
+def _is_ours(invocation: argv.Invocation, found: container.Container, cgroup_root: str) -> bool:
+    """Whether the container is one we take part in: on cgroup v2.
+
+    At `delete` its cgroup may be gone (systemd removes the scope with its last process), not our state.
+    """
+    return invocation.verb == "delete" or container.is_cgroup_v2(found.cgroup, cgroup_root)
+
+
 def run(arguments: Sequence[str], pinned: str) -> NoReturn:
     """Carry out one runtime command: our part, then the backend. Raises HandoffError.
 
@@ -165,11 +173,7 @@ def run(arguments: Sequence[str], pinned: str) -> NoReturn:
     invocation = argv.parse(arguments)
     found = _find(host, invocation) if invocation else None
     kind = found.kind if found else _owner(host, arguments)
-    if (
-        invocation is None
-        or found is None
-        or not container.is_cgroup_v2(found.cgroup, host_paths.cgroup_root)
-    ):
+    if invocation is None or found is None or not _is_ours(invocation, found, host_paths.cgroup_root):
         handoff.exec_backend(host.backend(kind), arguments)
     if invocation.verb == "ps" and _crun_ps(invocation, found):
         raise SystemExit(0)

@@ -217,3 +217,16 @@ def test_ps_on_crun_lists_the_calls_as_well(box):
     done = box.run(*root(box), "ps", "--format", "json", "crun-box")
     assert json.loads(done.stdout) == [runc_state["init_process_pid"]]
     assert box.run(*root(box), "ps", "crun-box").stdout.split() == [b"PID", str(state["pid"]).encode()]
+
+
+def test_delete_forgets_a_container_whose_cgroup_is_gone_already(box):
+    """systemd removes a scope with its last process, before the engine calls delete."""
+    box.run(*root(box), "exec", "box", "ls")
+    assert list(box.root.glob("run/agentrun/sessions/*/*/call-*"))
+    file = box.state / "box/state.json"
+    state = json.loads(file.read_text())
+    state["cgroup_paths"][""] += "/gone"
+    state["init_process_start"] += 1
+    file.write_text(json.dumps(state))
+    box.run(*root(box), "delete", "box")
+    assert list(box.root.glob("run/agentrun/sessions/*/*")) == []

@@ -106,7 +106,7 @@ def test_eight_calls_at_once_each_have_their_own_cgroup(pair):
 def test_top_shows_the_same_processes(pair):
     def commands(container: str) -> list[str]:
         lines = pair("top", container).stdout.splitlines()
-        return [re.sub(r"\d+", "N", line.split(maxsplit=4)[-1]) for line in lines[1:]]
+        return [" ".join(line.split()[-2:]) for line in lines[1:]]
 
     def is_quiet() -> bool:
         return len(commands("bare")) == 1
@@ -241,7 +241,7 @@ def test_containerd_by_ctr(runtime):
     run("ctr", "run", *options, image, "by-ctr", "sleep", "1000000")
     try:
         command = ["ctr", "task", "exec", "--exec-id", "e1", "by-ctr", "cat", "/proc/self/cgroup"]
-        assert run(*command).stdout.startswith("0::/agentrun-calls/call-")
+        assert "/agentrun-calls/call-" in run(*command).stdout  # ctr shares the host's cgroup namespace
         failed = run("ctr", "task", "exec", "--exec-id", "e2", "by-ctr", "sh", "-c", "exit 9", check=False)
         assert failed.returncode == 9
         assert [r["exec_id"] for r in records("by-ctr")] == ["e1", "e2"]

@@ -236,21 +236,21 @@ def test_podman_on_the_cgroupfs_driver():
 
 @pytest.mark.parametrize("runtime", ["agentrun-runc", "agentrun-crun"])
 def test_containerd_by_ctr(runtime):
-    image = "docker.io/agentrun-test/busybox:latest"
+    image, name = "docker.io/agentrun-test/busybox:latest", f"by-ctr-{runtime}"
     options = ["--detach", "--memory-limit", str(200 << 20), "--runc-binary", f"/usr/bin/{runtime}"]
-    run("ctr", "run", *options, image, "by-ctr", "sleep", "1000000")
+    run("ctr", "run", *options, image, name, "sleep", "1000000")
     try:
-        command = ["ctr", "task", "exec", "--exec-id", "e1", "by-ctr", "cat", "/proc/self/cgroup"]
+        command = ["ctr", "task", "exec", "--exec-id", "e1", name, "cat", "/proc/self/cgroup"]
         assert "/agentrun-calls/call-" in run(*command).stdout  # ctr shares the host's cgroup namespace
-        failed = run("ctr", "task", "exec", "--exec-id", "e2", "by-ctr", "sh", "-c", "exit 9", check=False)
+        failed = run("ctr", "task", "exec", "--exec-id", "e2", name, "sh", "-c", "exit 9", check=False)
         assert failed.returncode == 9
-        assert [r["exec_id"] for r in records("by-ctr")] == ["e1", "e2"]
-        metrics = run("ctr", "task", "metrics", "by-ctr").stdout
+        assert [r["exec_id"] for r in records(name)] == ["e1", "e2"]
+        metrics = run("ctr", "task", "metrics", name).stdout
         assert re.search(r"memory\.usage_limit\s+209715200", metrics)
     finally:
-        run("ctr", "task", "kill", "-s", "SIGKILL", "by-ctr", check=False)
-        wait_for(lambda: run("ctr", "task", "rm", "by-ctr", check=False).returncode == 0, "the task to end")
-        run("ctr", "container", "rm", "by-ctr")
+        run("ctr", "task", "kill", "-s", "SIGKILL", name, check=False)
+        wait_for(lambda: run("ctr", "task", "rm", name, check=False).returncode == 0, "the task to end")
+        run("ctr", "container", "rm", name)
 
 
 def test_our_log_stays_empty():

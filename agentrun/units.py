@@ -1,0 +1,76 @@
+"""Numbers with units, as intents and policies write them. For the hot path: no `re`, nothing that raises.
+
+size      512M  2GiB  64KB  1.5g  4096B     bytes; K, M, G, T are powers of 1024, as in systemd and docker
+duration  500ms  30s  10m  1h  1h30m        seconds
+number    2  0.5                            a plain decimal: no sign, no exponent, no blanks
+"""
+
+from __future__ import annotations
+
+_DIGITS_LIMIT = 18
+_SIZES = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION_LIMIT = 64  # characters
+
+
+def parse_number(text: str) -> float | None:
+    """A plain non-negative decimal such as `2` or `1.5`; None for signs, exponents, blanks and the rest."""
+    whole, dot, fraction = text.partition(".")
+    if not whole or len(text) > _DIGITS_LIMIT or (dot and not fraction):
+        return None
+    digits = whole + fraction
+    return float(text) if digits.isascii() and digits.isdigit() else None
+
+
+def parse_count(text: str) -> int | None:
+    """A positive whole number."""
+    number = parse_number(text)
+    return int(number) if number and number == int(number) else None
+
+
+def parse_size(text: str) -> int | None:
+    """Positive bytes; None without a unit (is `512` bytes or megabytes? nobody should have to guess)."""
+    lowered = text.lower()
+    if lowered.endswith("ib"):
+        lowered = lowered[:-2]
+    elif lowered.endswith("b"):
+        lowered = lowered[:-1]
+        if lowered[-1:].isdigit():
+            return parse_count(lowered)
+    factor = _SIZES.get(lowered[-1:])
+    number = parse_number(lowered[:-1])
+    return int(number * factor) or None if factor and number else None
+
+
+def parse_duration(text: str) -> float | None:
+    """Positive seconds, of one or more parts; None without a unit."""
+    if not text or len(text) > _DURATION_LIMIT:
+        return None
+    seconds, rest = 0.0, text.lower()
+    while rest:
+        digits = _leading(rest, "0123456789.")
+        unit = _leading(rest[len(digits) :], "hmsd")
+        number, factor = parse_number(digits), _SECONDS.get(unit)
+        if number is None or factor is None:
+            return None
+        seconds += number * factor
+        rest = rest[len(digits) + len(unit) :]
+    return seconds or None
+
+
+def _leading(text: str, characters: str) -> str:
+    return text[: len(text) - len(text.lstrip(characters))]
+
+
+def show_size(size: float) -> str:
+    """Bytes for people: `512M`, `1.5G`, in the largest unit that leaves at least 1."""
+    for unit in ("T", "G", "M", "K"):
+        factor = _SIZES[unit.lower()]
+        if size >= factor:
+            return f"{size / factor:.2f}".rstrip("0").rstrip(".") + unit
+    return f"{int(size)}B"
+
+
+def show_number(number: float) -> str:
+    """A number without needless digits."""
+    return str(int(number)) if number == int(number) else f"{number:.2f}"

@@ -1,14 +1,17 @@
-"""The host's configuration as the hot path reads it: one small compiled JSON file.
+"""The host's configuration and policy as the hot path reads them: one compiled JSON file.
 
-`configfile` compiles `/etc/agentrun/config.toml`; here only the result is read, and compiled anew when the
-source changed. A broken source never breaks a running node: the last good compile stays in force.
+`configfile` compiles `/etc/agentrun/config.toml` and `policyfile` compiles
+`/etc/agentrun/policy.d/*.yaml`; here only the result is read, and compiled anew when a source changed. A
+broken source never breaks a running node: what was compiled last stays in force, for configuration and
+policy each by itself.
 """
 
 from __future__ import annotations
 
+import fcntl
 import posix
 
-from agentrun import fastjson, files, log
+from agentrun import fastjson, files, log, policy
 from agentrun.errors import AgentrunError, ConfigError
 
 TYPE_CHECKING = False
@@ -17,56 +20,49 @@ if TYPE_CHECKING:
 
     from agentrun.paths import Paths
 
-FORMAT = 1
-_LIMIT = 1 << 20
-
-
-class Defaults:
-    """The built-in class of a call. The policy language will put its own classes in this place.
-
-    `memory_percent` is a share of the container's own memory limit; None leaves calls unlimited inside it.
-    """
-
-    __slots__ = ("memory_percent", "pids_max")
-
-    def __init__(self, memory_percent: float | None = None, pids_max: int = 4096) -> None:
-        self.memory_percent = memory_percent
-        self.pids_max = pids_max
+FORMAT = 2
+_LIMIT = 16 << 20
 
 
 class Config:
-    """What the operator decided. `backends` holds (kind, absolute path), the preferred one first."""
+    """What the operator decided. `backends` holds (kind, absolute path), the preferred one first.
 
-    __slots__ = ("backends", "defaults", "fail_closed", "mode", "problem", "source")
+    `policy` is a compiled policy (see `policy`), `sources` identifies the files that all this was made from,
+    `problems` says why one of them did not count.
+    """
+
+    __slots__ = ("backends", "fail_closed", "mode", "policy", "problems", "sources")
 
     def __init__(
         self,
         backends: list[tuple[str, str]],
         mode: str = "enforce",
         fail_closed: bool = False,
-        defaults: Defaults | None = None,
-        source: list[int] | None = None,
-        problem: str | None = None,
+        policy: dict[str, Any] | None = None,
+        sources: list[Any] | None = None,
+        problems: list[str] | None = None,
     ) -> None:
         self.backends = backends
         self.mode = mode
         self.fail_closed = fail_closed
-        self.defaults = defaults or Defaults()
-        self.source = source
-        self.problem = problem
+        self.policy = policy or builtin_policy()
+        self.sources = sources
+        self.problems = problems or []
 
     def to_json(self) -> dict[str, Any]:
         """The compiled form; `from_json` is its inverse."""
         return {
             "format": FORMAT,
-            "source": self.source,
-            "problem": self.problem,
+            "sources": self.sources,
+            "problems": self.problems,
             "backends": self.backends,
             "mode": self.mode,
             "fail_closed": self.fail_closed,
-            "memory_percent": self.defaults.memory_percent,
-            "pids_max": self.defaults.pids_max,
+            "policy": self.policy,
         }
+
+
+builtin_policy = policy.builtin
 
 
 def from_json(data: Any) -> Config:
@@ -74,25 +70,43 @@ def from_json(data: Any) -> Config:
     try:
         if data["format"] != FORMAT:
             raise ValueError(f"compiled configuration has format {data['format']!r}")
+        compiled = data["policy"]
+        if compiled["default_class"] not in compiled["classes"]:
+            raise ValueError("compiled policy has no default class")
         return Config(
             [(str(kind), str(path)) for kind, path in data["backends"]],
             str(data["mode"]),
             bool(data["fail_closed"]),
-            Defaults(data["memory_percent"], int(data["pids_max"])),
-            data["source"],
-            data["problem"],
+            compiled,
+            data["sources"],
+            data["problems"],
         )
     except (KeyError, TypeError) as error:
         raise ValueError(f"compiled configuration is damaged: {error!r}") from error
 
 
-def source_stamp(path: str) -> list[int] | None:
-    """What identifies one version of the source file ([mtime in ns, size, inode]); None without one."""
+def _stamp(path: str) -> list[int] | None:
+    """What identifies one version of a file ([mtime in ns, size, inode]); None without one."""
     try:
         info = posix.stat(path)
     except OSError:
         return None
     return [info.st_mtime_ns, info.st_size, info.st_ino]
+
+
+def policy_names(paths: Paths) -> list[str]:
+    """The policy files, in the order in which they count."""
+    try:
+        names = posix.listdir(paths.policy)
+    except OSError:
+        return []
+    return sorted(n for n in names if n.endswith((".yaml", ".yml")) and not n.startswith("."))
+
+
+def current_sources(paths: Paths) -> list[Any]:
+    """What identifies the sources as they are now."""
+    policies = [[name, _stamp(f"{paths.policy}/{name}")] for name in policy_names(paths)]
+    return [_stamp(paths.config), policies]
 
 
 def _read_compiled(paths: Paths) -> Config | None:
@@ -104,21 +118,63 @@ def _read_compiled(paths: Paths) -> Config | None:
 
 
 def load(paths: Paths) -> Config:
-    """The configuration in force, compiled anew first when its source changed. Never raises."""
-    compiled = _read_compiled(paths)
-    is_current = compiled is not None and compiled.source == source_stamp(paths.config)
-    if compiled is not None and is_current and files.exists(paths.backends):
+    """The configuration in force, compiled anew first when a source changed. Never raises."""
+    compiled, sources = _read_compiled(paths), current_sources(paths)
+    if compiled is not None and compiled.sources == sources and files.exists(paths.backends):
         return compiled
+    lock = _lock(paths)
+    if lock is None and compiled is not None:
+        return compiled  # another exec compiles at this moment
+    try:
+        fresh = _compile(paths, compiled, sources)
+        _store(paths, fresh)
+    finally:
+        if lock is not None:
+            posix.close(lock)
+    return fresh
+
+
+def _lock(paths: Paths) -> int | None:
+    try:
+        fd = posix.open(
+            paths.state + "/compile.lock",
+            posix.O_RDWR | posix.O_CREAT | posix.O_CLOEXEC | posix.O_NOFOLLOW,
+            0o600,
+        )
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        posix.close(fd)
+        return None
+    return fd
+
+
+def _compile(paths: Paths, last: Config | None, sources: list[Any]) -> Config:
     from agentrun import configfile
 
+    problems = []
     try:
         fresh = configfile.compile_file(paths)
     except ConfigError as error:
-        fresh = compiled or configfile.builtin()
-        fresh.source, fresh.problem = source_stamp(paths.config), str(error)
+        fresh = last or configfile.builtin()
+        problems.append(str(error))
         log.warn(paths, "configuration refused, last good one stays in force", error=str(error))
+    try:
+        fresh.policy = configfile.compile_policy(paths) or fresh.policy
+    except ConfigError as error:
+        fresh.policy = last.policy if last else fresh.policy
+        problems.append(str(error))
+        log.warn(paths, "policy refused, last good one stays in force", error=str(error))
+    fresh.sources, fresh.problems = sources, problems
+    return fresh
+
+
+def _store(paths: Paths, fresh: Config) -> None:
+    from agentrun import configfile
+
     try:
         configfile.store(paths, fresh)
     except AgentrunError as error:
         log.warn(paths, "compiled configuration not stored", error=str(error))
-    return fresh

@@ -1,14 +1,17 @@
-"""Compile `/etc/agentrun/config.toml` for the hot path. Not imported there unless the source changed."""
+"""Compile `/etc/agentrun/config.toml`, and have the policy compiled. Imported only when a source changed."""
 
 from __future__ import annotations
 
 import difflib
 import os
 import tomllib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agentrun import config as configuration
 from agentrun import fastjson, files
-from agentrun.config import Config, Defaults, source_stamp
+from agentrun import policy as policies
+from agentrun.config import Config
 from agentrun.errors import ConfigError, StateError
 
 if TYPE_CHECKING:
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
 VERSION = 1
 MODES = ("enforce", "observe", "off")
 PIDS_FLOOR = 16
+PIDS_MAX = 4096
 # Engines call a runtime with any PATH or none (podman kill/delete), so names are looked up here.
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 BUILTIN_BACKENDS = ("runc", "crun")
@@ -106,14 +110,15 @@ def _read_percent(path: str, key: str, value: Any) -> float | None:
     return percent
 
 
-def _read_defaults(path: str, table: Any) -> Defaults:
+def _read_calls(path: str, table: Any) -> dict[str, Any]:
+    """The built-in policy, with the limits of `[calls]`; it counts as long as there is no policy file."""
     if not isinstance(table, dict):
         raise _fail(path, "calls", table, "expected a table")
     _check_keys(path, table, "calls")
-    pids = table.get("pids_max", Defaults().pids_max)
+    pids = table.get("pids_max", PIDS_MAX)
     if not isinstance(pids, int) or isinstance(pids, bool) or not PIDS_FLOOR <= pids <= 1 << 22:
         raise _fail(path, "calls.pids_max", pids, f"expected a number from {PIDS_FLOOR} to {1 << 22}")
-    return Defaults(_read_percent(path, "calls.memory_max", table.get("memory_max")), pids)
+    return policies.builtin(_read_percent(path, "calls.memory_max", table.get("memory_max")), pids)
 
 
 def builtin() -> Config:
@@ -133,9 +138,8 @@ def _read_toml(path: str) -> dict[str, Any]:
 
 
 def compile_file(paths: Paths) -> Config:
-    """Read and check the source. Raises ConfigError, which names the key, its value and what is expected."""
-    stamp = source_stamp(paths.config)
-    if stamp is None:
+    """Read and check config.toml. Raises ConfigError, which names the key, its value and what is expected."""
+    if not os.path.exists(paths.config):
         return builtin()
     table = _read_toml(paths.config)
     _check_keys(paths.config, table, "")
@@ -145,9 +149,36 @@ def compile_file(paths: Paths) -> Config:
         _read_backends(paths.config, table.get("backends", list(BUILTIN_BACKENDS))),
         _read_choice(paths.config, table, "mode", MODES),
         _read_choice(paths.config, table, "fail", ("open", "closed")) == "closed",
-        _read_defaults(paths.config, table.get("calls", {})),
-        stamp,
+        _read_calls(paths.config, table.get("calls", {})),
     )
+
+
+def compile_policy(paths: Paths) -> dict[str, Any] | None:
+    """Compile the policy files; None where there is none. Raises ConfigError with all problems."""
+    names = configuration.policy_names(paths)
+    if not names:
+        return None
+    try:
+        policyfile = _policyfile()
+    except ImportError as error:
+        raise ConfigError(f"read {paths.policy}: PyYAML cannot be imported: {error}") from error
+    try:
+        compiled: dict[str, Any] = policyfile.compile_files([Path(paths.policy, name) for name in names])
+    except policyfile.PolicyError as error:
+        raise ConfigError(str(error)) from error
+    return compiled
+
+
+def _policyfile() -> Any:
+    """The compiler; under `-S` the interpreter first has to learn where PyYAML is installed."""
+    try:
+        from agentrun import policyfile
+    except ImportError:
+        import site
+
+        site.main()
+        from agentrun import policyfile
+    return policyfile
 
 
 def store(paths: Paths, config: Config) -> None:

@@ -24,12 +24,23 @@ _ID_LENGTH = 200
 
 
 class Container:
-    """A container as its backend knows it. `cgroup` is absolute, `start_ticks` identifies the init."""
+    """A container as its backend knows it. `cgroup` is absolute, `start_ticks` identifies the init.
 
-    __slots__ = ("cgroup", "container_id", "kind", "pid", "root", "start_ticks")
+    `annotations` is None where the backend's state does not hold them (they are in `bundle`/config.json).
+    """
+
+    __slots__ = ("annotations", "bundle", "cgroup", "container_id", "kind", "pid", "root", "start_ticks")
 
     def __init__(
-        self, kind: str, root: str, container_id: str, cgroup: str, pid: int, start_ticks: int
+        self,
+        kind: str,
+        root: str,
+        container_id: str,
+        cgroup: str,
+        pid: int,
+        start_ticks: int,
+        bundle: str = "",
+        annotations: dict[str, str] | None = None,
     ) -> None:
         self.kind = kind
         self.root = root
@@ -37,6 +48,8 @@ class Container:
         self.cgroup = cgroup
         self.pid = pid
         self.start_ticks = start_ticks
+        self.bundle = bundle
+        self.annotations = annotations
 
     def is_running(self) -> bool:
         """Whether the init that the backend started still lives (a pid alone may have been reused)."""
@@ -95,6 +108,17 @@ def find(container_id: str, root: str | None, kinds: Sequence[str], cgroup_root:
     return None
 
 
+def find_by_prefix(prefix: str, root: str | None, kinds: Sequence[str], cgroup_root: str) -> Container | None:
+    """Find a container by the beginning of its id, as people type it; None where it is none or several."""
+    names: set[str] = set()
+    for candidate in [root] if root else [path for kind in kinds for path in candidate_roots(kind)]:
+        try:
+            names.update(name for name in posix.listdir(candidate) if name.startswith(prefix))
+        except OSError:
+            continue
+    return find(names.pop(), root, kinds, cgroup_root) if len(names) == 1 else None
+
+
 def _absolute(path: str) -> str:
     return path.rstrip("/") if path.startswith("/") else f"{posix.getcwd()}/{path}".rstrip("/")
 
@@ -105,12 +129,21 @@ def _read_state(kind: str, root: str, container_id: str, data: bytes, cgroup_roo
         if kind == "runc":
             cgroup = state["cgroup_paths"].get("") or ""
             pid, start = state["init_process_pid"], state["init_process_start"]
+            annotations = _runc_annotations(state)
+            bundle = annotations.pop("bundle", "")
         else:
             cgroup = _crun_cgroup(state, cgroup_root)
             pid, start = state["pid"], state["process-start-time"]
-        return Container(kind, root, container_id, cgroup, int(pid), int(start))
+            bundle, annotations = str(state.get("bundle") or ""), None
+        return Container(kind, root, container_id, cgroup, int(pid), int(start), bundle, annotations)
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _runc_annotations(state: Any) -> dict[str, str]:
+    """runc keeps annotations, and the bundle last, as `key=value` labels (runc specconv)."""
+    labels = state.get("config", {}).get("labels") or []
+    return {key: value for key, _, value in (str(label).partition("=") for label in labels)}
 
 
 def _crun_cgroup(state: Any, cgroup_root: str) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import posix
 import time
 
-from agentrun import calls, fastjson, files, intent, layout, plan, records
+from agentrun import calls, layout, log, processdoc, records, session, surroundings
 from agentrun.cgroup import Cgroup
+from agentrun.decide import Decision, decide
+from agentrun.errors import CgroupError, reason
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,8 +18,10 @@ if TYPE_CHECKING:
     from agentrun.config import Config
     from agentrun.container import Container
     from agentrun.paths import Paths
+    from agentrun.plan import Limits, Plan
 
-_PROCESS_LIMIT = 16 << 20
+# Without these a plan still protects everyone else; what could not be set is named in the record.
+_OPTIONAL_FILES = frozenset(("cpuset.cpus", "io.weight", "io.max", "memory.min", "memory.low"))
 
 
 def prepare(paths: Paths, config: Config, invocation: Invocation, found: Container) -> list[str]:
@@ -27,16 +31,23 @@ def prepare(paths: Paths, config: Config, invocation: Invocation, found: Contain
     """
     if "cgroup" in invocation.options or not found.is_running():
         return []
-    session = calls.open_calls(paths, found.root, found.container_id)
-    if session is None:
+    facts = session.facts_of(found, paths.cgroup_root, paths.root)
+    process = processdoc.read(invocation)
+    limits = surroundings.session_limits(Cgroup(found.cgroup), paths.cgroup_root)
+    decision = decide(config.policy, config.mode, facts, process, limits, surroundings.host_limits())
+    if decision.plan is None:
+        return []
+    live = calls.open_calls(paths, found.root, found.container_id)
+    if live is None:
         return []
     try:
-        session.harvest()
-        name = _open_call(config, invocation, found, session)
+        live.harvest()
+        name = _open_call(config, invocation, found, live, process, decision)
     finally:
-        session.close()
-    if config.mode == "enforce":
+        live.close()
+    if decision.mode == "enforce":
         _become_killable()
+        _tell_truth(paths, config, process, decision.plan, limits)
     return ["--cgroup", f"{layout.CALLS}/{name}"]
 
 
@@ -55,40 +66,25 @@ def _become_killable() -> None:
         posix.close(fd)
 
 
-def read_process(invocation: Invocation) -> tuple[list[Any], list[Any]]:
-    """Environment and arguments of the exec, from its process document or its options.
-
-    Only a regular file is looked at: a document that comes through a pipe is the backend's to read.
-    """
-    path = invocation.last("process")
-    if path is None:
-        return list(invocation.options.get("env", [])), list(invocation.command)
+def _tell_truth(
+    paths: Paths, config: Config, process: processdoc.Process, plan: Plan, limits: Limits
+) -> None:
+    """Rewrite the process document. The call's limits hold without it, so a failure is only noted."""
+    if process.path is None:
+        return
+    wanted = config.policy.get("machine_truth", True)
+    truth = processdoc.machine_truth(plan, limits.cpus, limits.memory) if wanted else {}
+    document = processdoc.rewritten(process, plan, truth, config.policy.get("strip_intent", False))
+    if document is None:
+        return
     try:
-        data = files.read_regular(path, _PROCESS_LIMIT, follow=True)
-        document = fastjson.loads(data) if data else {}
-        return list(document.get("env") or []), list(document.get("args") or [])
-    except (OSError, ValueError, AttributeError, TypeError):
-        return [], []  # the backend reports what is wrong with its own input
+        processdoc.replace(process.path, document)
+    except (OSError, ValueError) as error:
+        text = reason(error) if isinstance(error, OSError) else str(error)
+        log.warn(paths, "process document not rewritten", path=process.path, error=text)
 
 
-def _cpus(cpu_max: str | None) -> float | None:
-    """CPUs allowed by the content of `cpu.max` (`QUOTA PERIOD` in microseconds, or `max PERIOD`)."""
-    fields = (cpu_max or "").split()
-    return int(fields[0]) / int(fields[1]) if len(fields) == 2 and fields[0].isdigit() else None
-
-
-def _decide(config: Config, container: Cgroup, asked: intent.Intent) -> plan.Plan:
-    session = plan.Session(
-        container.number("memory.max"),
-        _cpus(container.read("cpu.max")),
-        container.number("pids.max"),
-    )
-    memory = posix.sysconf("SC_PHYS_PAGES") * posix.sysconf("SC_PAGE_SIZE")
-    host = plan.Session(memory, float(posix.cpu_count() or 1))
-    return plan.make_plan(config.defaults, session, host, asked)
-
-
-def _enabled_controllers(container: Cgroup) -> set[str]:
+def _enabled_controllers(container: Cgroup, config: Config) -> set[str]:
     """Controllers that calls of this container have, the layout made first where it is not there yet.
 
     Not there: a container that `run` started, or one from before agentrun was configured.
@@ -98,18 +94,26 @@ def _enabled_controllers(container: Cgroup) -> set[str]:
     available = set((container.read("cgroup.controllers") or "").split())
     if calls_cgroup.exists() and available.intersection(layout.CONTROLLERS) <= enabled:
         return enabled
-    layout.ensure(container)
+    layout.ensure(container, config.policy.get("agent"))
     return set((calls_cgroup.read("cgroup.subtree_control") or "").split())
 
 
-def _open_call(config: Config, invocation: Invocation, found: Container, session: calls.Calls) -> str:
+def _open_call(
+    config: Config,
+    invocation: Invocation,
+    found: Container,
+    live: calls.Calls,
+    process: processdoc.Process,
+    decision: Decision,
+) -> str:
     """Take a slot, make the call's cgroup and write its limits; returns the slot's name."""
-    container = Cgroup(found.cgroup)
-    enabled = _enabled_controllers(container)
-    environment, command = read_process(invocation)
-    asked = intent.parse_environment(environment)
-    decided = _decide(config, container, asked)
-    planned = decided.files() if config.mode == "enforce" else []
+    container, plan = Cgroup(found.cgroup), decision.plan
+    assert plan is not None
+    enabled = _enabled_controllers(container, config)
+    if plan.cpuset is not None and layout.enable_cpuset(container):
+        enabled.add("cpuset")
+    enforced = decision.mode == "enforce"
+    planned = plan.files() if enforced else []
     pid_file = invocation.last("pid-file")
     state: dict[str, Any] = {
         "id": records.new_id(),
@@ -118,24 +122,57 @@ def _open_call(config: Config, invocation: Invocation, found: Container, session
         "backend": found.kind,
         "exec_id": pid_file.rpartition("/")[2].removesuffix(".pid") if pid_file else None,
         "calls": container.child(layout.CALLS).path,
-        "command": records.describe_command(command),
-        "mode": config.mode,
-        "intent": {"raw": asked.raw, "accepted": asked.accepted(), "refused": asked.refused},
-        "limits": decided.limits() if config.mode == "enforce" else None,
-        "reasons": decided.reasons,
+        "command": records.describe_command(
+            process.argv, decision.command.program, config.policy.get("record_command", "name")
+        ),
+        "mode": decision.mode,
+        "policy": config.policy["hash"],
+        "session": decision.session.why,
+        "tier": decision.tier,
+        "class": plan.class_name,
+        "rule": decision.rule,
+        "intent": decision.describe_intent(),
+        "limits": plan.limits() if enforced else None,
+        "reasons": plan.reasons,
         "not_enforced": sorted({c for c, _, _ in planned if c not in enabled}),
         "start": time.time(),
     }
-    name = _make_cgroup(container.child(layout.CALLS), session, state)
+    name = _make_cgroup(container.child(layout.CALLS), live, state)
+    call = container.child(layout.CALLS).child(name)
     try:
         for controller, file, value in planned:
             if controller in enabled:
-                container.child(layout.CALLS).child(name).write(file, value)
+                _write_limit(call, file, value)
+        if enforced and plan.io_max and "io" in enabled:
+            _limit_devices(call, plan.io_max)
+        if enforced and (plan.memory_min or plan.memory_low):
+            layout.protect_calls(container.child(layout.CALLS))
     except Exception:
-        container.child(layout.CALLS).child(name).remove()
-        session.free_slot(name)
+        call.remove()
+        live.free_slot(name)
         raise
     return name
+
+
+def _write_limit(call: Cgroup, file: str, value: str) -> None:
+    try:
+        call.write(file, value)
+    except CgroupError:
+        if file not in _OPTIONAL_FILES:
+            raise
+
+
+def _limit_devices(call: Cgroup, limits: list[list[str]]) -> None:
+    """Write `io.max` for each device; one that this host does not have has nothing to limit."""
+    for device, values in limits:
+        number = device
+        if device.startswith("/"):
+            try:
+                rdev = posix.stat(device).st_rdev
+            except OSError:
+                continue
+            number = f"{posix.major(rdev)}:{posix.minor(rdev)}"
+        _write_limit(call, "io.max", f"{number} {values}")
 
 
 def _make_cgroup(parent: Cgroup, session: calls.Calls, state: dict[str, Any]) -> str:

@@ -56,11 +56,13 @@ def _c_loads() -> Callable[[str], Any]:
 
 
 try:
+    from _json import encode_basestring as _quote_raw
     from _json import encode_basestring_ascii as _quote
 
     _loads = _c_loads()
 except ImportError:  # an interpreter built without the C accelerator
     from json import loads as _loads
+    from json.encoder import py_encode_basestring as _quote_raw
     from json.encoder import py_encode_basestring_ascii as _quote
 
 
@@ -79,7 +81,7 @@ def loads(data: bytes | str) -> Any:
     return _loads(data)
 
 
-def dumps(value: object) -> str:
+def dumps(value: object, quote_text: Callable[[str], str] = quote) -> str:
     """Write `value` (None, bool, int, float, str, list, tuple, dict) as one line of ASCII JSON."""
     if value is None:
         return "null"
@@ -88,13 +90,22 @@ def dumps(value: object) -> str:
     if value is False:
         return "false"
     if isinstance(value, str):
-        return quote(value)
+        return quote_text(value)
     if isinstance(value, int):
         return str(value)
     if isinstance(value, float):
         return repr(value) if value - value == 0 else "null"  # NaN and infinity are not JSON
     if isinstance(value, dict):
-        return "{" + ",".join(f"{quote(str(k))}:{dumps(v)}" for k, v in value.items()) + "}"
+        items = (f"{quote_text(str(k))}:{dumps(v, quote_text)}" for k, v in value.items())
+        return "{" + ",".join(items) + "}"
     if isinstance(value, (list, tuple)):
-        return "[" + ",".join(dumps(item) for item in value) + "]"
+        return "[" + ",".join(dumps(item, quote_text) for item in value) + "]"
     raise TypeError(f"write JSON: no form for {type(value).__name__}")
+
+
+def dump_bytes(value: object) -> bytes:
+    """Write `value` as `loads` read it: bytes that were not UTF-8 come out as they were.
+
+    Raises ValueError (UnicodeEncodeError) on half a surrogate pair, which UTF-8 cannot hold.
+    """
+    return dumps(value, _quote_raw).encode("utf-8", "surrogateescape")

@@ -1,12 +1,19 @@
 """Read what an agent declares about a call. Hostile input: it is only ever parsed, never run or followed.
 
-    AGENTRUN_INTENT="memory=2g,cpu=2,pids=200"
-    AGENT_RESOURCE_HINT="memory:high"            (AgentCgroup's form: low, medium, high, or a size)
+    AGENTRUN_INTENT="memory=2g,cpu=2,pids=200,time=10m,net=none,priority=low,class=test"
+    AGENTRUN_INTENT='{"memory": "2g", "cpu": 2, "class": "test"}'    (the same from a tool)
+    AGENT_RESOURCE_HINT="memory:high"          (AgentCgroup's form: low, medium, high, or a size)
 
-What is malformed or unknown is refused by itself, with its reason, and the rest still counts.
+A declaration can come in the exec's environment, as a leading assignment of the command
+(`env AGENTRUN_INTENT=... pytest`, `bash -lc 'AGENTRUN_INTENT=... pytest'`), or in the container's annotations
+(`agentrun.dev/intent`). What is malformed or unknown is refused by itself, with its reason, and the rest
+counts.
 """
 
 from __future__ import annotations
+
+from agentrun import fastjson
+from agentrun.units import parse_count, parse_duration, parse_number, parse_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,30 +21,37 @@ if TYPE_CHECKING:
 
 INTENT_VARIABLE = "AGENTRUN_INTENT"
 HINT_VARIABLE = "AGENT_RESOURCE_HINT"
+PRIORITIES = ("low", "normal", "high")
 
 _TEXT_LIMIT = 4096  # characters that are looked at
 _SHOWN_LIMIT = 64  # characters of a refused part that a record repeats
+_RAW_LIMIT = 256
 _REFUSED_LIMIT = 16  # refused parts that a record names
-_DIGITS_LIMIT = 18
+_NAME_LIMIT = 64
 
-_UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-# AgentCgroup's words (agentcg/README): low = 256 MiB, medium = 1 GiB, high = as much as is allowed.
-_WORDS = {"low": 256 << 20, "medium": 1 << 30, "high": 1 << 62}
-_LATER = frozenset(("class", "io", "net", "priority", "time"))
+# AgentCgroup's words (README: low = 256 MiB, medium = 1 GiB, high = as much as is allowed).
+LARGEST = 1 << 62
+_WORDS = {"low": 256 << 20, "medium": 1 << 30, "high": LARGEST, "max": LARGEST}
+_ALIASES = {"mem": "memory", "cpus": "cpu", "timeout": "time", "network": "net"}
 
 
 class Intent:
-    """What a call asks for: `memory` in bytes, `cpu` in CPUs, `pids`; None where nothing was asked.
+    """What a call asks for; None where nothing was asked.
 
-    `raw` is the declaration as it came (cut), `refused` holds (part, reason).
+    `memory` in bytes, `cpu` in CPUs, `pids` as a count, `time` in seconds, `net`, `priority` and
+    `class_name` as names. `raw` is the declaration as it came (cut), `refused` holds (part, reason).
     """
 
-    __slots__ = ("cpu", "memory", "pids", "raw", "refused")
+    __slots__ = ("class_name", "cpu", "memory", "net", "pids", "priority", "raw", "refused", "time")
 
     def __init__(self) -> None:
         self.memory: int | None = None
         self.cpu: float | None = None
         self.pids: int | None = None
+        self.time: float | None = None
+        self.net: str | None = None
+        self.priority: str | None = None
+        self.class_name: str | None = None
         self.raw: str | None = None
         self.refused: list[tuple[str, str]] = []
 
@@ -46,34 +60,28 @@ class Intent:
         if len(self.refused) < _REFUSED_LIMIT:
             self.refused.append((part[:_SHOWN_LIMIT], reason))
 
-    def accepted(self) -> dict[str, float | int]:
+    def accepted(self) -> dict[str, float | int | str]:
         """The parts that count, by name."""
-        asked = {"memory": self.memory, "cpu": self.cpu, "pids": self.pids}
+        asked = {
+            "memory": self.memory,
+            "cpu": self.cpu,
+            "pids": self.pids,
+            "time": self.time,
+            "net": self.net,
+            "priority": self.priority,
+            "class": self.class_name,
+        }
         return {name: value for name, value in asked.items() if value is not None}
 
 
-def parse_number(text: str) -> float | None:
-    """A plain non-negative decimal such as `2` or `1.5`; None for signs, exponents, blanks and the rest."""
-    whole, dot, fraction = text.partition(".")
-    if not whole or len(text) > _DIGITS_LIMIT or (dot and not fraction):
-        return None
-    digits = whole + fraction
-    return float(text) if digits.isascii() and digits.isdigit() else None
-
-
-def parse_size(text: str) -> int | None:
-    """Bytes of `512m`, `2g`, `1.5GiB`, `64KB` (powers of 1024), `4096b`; None without a unit."""
-    lowered = text.lower()
-    if lowered.endswith("ib"):
-        lowered = lowered[:-2]
-    elif lowered.endswith("b"):
-        lowered = lowered[:-1]
-        if lowered[-1:].isdigit():
-            number = parse_number(lowered)
-            return int(number) if number else None
-    factor = _UNITS.get(lowered[-1:])
-    number = parse_number(lowered[:-1])
-    return int(number * factor) if factor and number else None
+def is_name(text: str) -> bool:
+    """Whether a text can be the name of a class, a tier or a network profile."""
+    return (
+        0 < len(text) <= _NAME_LIMIT
+        and text.isascii()
+        and text[0].isalnum()
+        and text.replace("-", "").replace("_", "").replace(".", "").isalnum()
+    )
 
 
 def _take_memory(intent: Intent, value: str) -> str | None:
@@ -93,53 +101,132 @@ def _take_cpu(intent: Intent, value: str) -> str | None:
 
 
 def _take_pids(intent: Intent, value: str) -> str | None:
-    number = parse_number(value)
-    if not number or number != int(number):
+    count = parse_count(value)
+    if count is None:
         return "expected a whole number of processes"
-    intent.pids = int(number)
+    intent.pids = count
     return None
 
 
-_TAKERS = {"memory": _take_memory, "mem": _take_memory, "cpu": _take_cpu, "pids": _take_pids}
+def _take_time(intent: Intent, value: str) -> str | None:
+    seconds = parse_duration(value)
+    if seconds is None:
+        return "expected a duration with a unit, such as 90s or 10m"
+    intent.time = seconds
+    return None
 
 
-def _take_part(intent: Intent, part: str, separator: str) -> None:
-    key, found, value = part.partition(separator)
-    key, value = key.strip().lower(), value.strip()
-    if not found:
-        intent.refuse(part, f"expected name{separator}value")
-    elif key in _LATER:
-        intent.refuse(part, "not enforced by this version")
-    elif key not in _TAKERS:
-        intent.refuse(part, "unknown name")
-    elif reason := _TAKERS[key](intent, value):
+def _take_net(intent: Intent, value: str) -> str | None:
+    if not is_name(value):
+        return "expected the name of a network profile"
+    intent.net = value
+    return None
+
+
+def _take_priority(intent: Intent, value: str) -> str | None:
+    if value.lower() not in PRIORITIES:
+        return f"expected one of {', '.join(PRIORITIES)}"
+    intent.priority = value.lower()
+    return None
+
+
+def _take_class(intent: Intent, value: str) -> str | None:
+    if not is_name(value):
+        return "expected the name of a class"
+    intent.class_name = value
+    return None
+
+
+_TAKERS = {
+    "memory": _take_memory,
+    "cpu": _take_cpu,
+    "pids": _take_pids,
+    "time": _take_time,
+    "net": _take_net,
+    "priority": _take_priority,
+    "class": _take_class,
+}
+
+
+def _take(intent: Intent, part: str, key: str, value: str) -> None:
+    taker = _TAKERS.get(_ALIASES.get(key, key))
+    reason = taker(intent, value) if taker else "unknown name"
+    if reason:
         intent.refuse(part, reason)
 
 
-def _take_text(intent: Intent, text: str, separator: str) -> None:
-    intent.raw = text[:256]
+def _take_part(intent: Intent, part: str) -> None:
+    """`name=value` or `name:value`, whichever separator comes first: agents mix the two forms."""
+    separator = min("=:", key=lambda char: part.find(char) if char in part else len(part))
+    key, found, value = part.partition(separator)
+    if found:
+        _take(intent, part, key.strip().lower(), value.strip())
+    elif part.lower() in _WORDS or parse_size(part):
+        _take_memory(intent, part)  # AgentCgroup takes a bare `high` or `2g` for memory
+    else:
+        intent.refuse(part, "expected name=value")
+
+
+def _take_json(intent: Intent, text: str) -> None:
+    try:
+        document = fastjson.loads(text)
+    except (ValueError, RecursionError):
+        intent.refuse(text, "not valid JSON")
+        return
+    if not isinstance(document, dict):
+        intent.refuse(text, "expected a JSON object")
+        return
+    for key, value in document.items():
+        if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+            intent.refuse(f"{key}={value!r:.32}", "expected a string or a number")
+        else:
+            written = value if isinstance(value, str) else fastjson.dumps(value)
+            _take(intent, f"{key}={written}", str(key).strip().lower(), written.strip())
+
+
+def parse(text: str) -> Intent:
+    """One declaration, in either form. Never raises."""
+    intent = Intent()
+    take_into(intent, text)
+    return intent
+
+
+def take_into(intent: Intent, text: str) -> None:
+    """Let a declaration count over what `intent` holds already, part by part. Never raises."""
+    intent.raw = text[:_RAW_LIMIT]
     if len(text) > _TEXT_LIMIT:
         intent.refuse(text, f"longer than {_TEXT_LIMIT} characters")
         return
-    for part in text.split(","):
+    text = text.strip()
+    if text.startswith("{"):
+        _take_json(intent, text)
+        return
+    for part in text.replace(";", ",").split(","):
         if part.strip():
-            _take_part(intent, part.strip(), separator)
+            _take_part(intent, part.strip())
 
 
-def parse_environment(environment: Iterable[object]) -> Intent:
-    """The intent in a process's environment (`NAME=value` strings; the last one of a name wins).
+def declared(entries: Iterable[object]) -> list[str]:
+    """The declarations among `NAME=value` strings, the weaker first: the hint, then the intent.
 
-    `AGENTRUN_INTENT` wins over `AGENT_RESOURCE_HINT`. Anything else in the list is passed over.
+    The last one of a name wins, as in a process's environment. Anything else is passed over.
     """
     found: dict[str, str] = {}
-    for entry in environment:
-        if isinstance(entry, str):
+    for entry in entries:
+        if isinstance(entry, str) and entry.startswith("AGENT"):
             name, equals, value = entry.partition("=")
             if equals and name in (INTENT_VARIABLE, HINT_VARIABLE):
                 found[name] = value
+    return [found[name] for name in (HINT_VARIABLE, INTENT_VARIABLE) if name in found]
+
+
+def gather(annotated: str | None, environment: Iterable[object], assignments: Iterable[object]) -> Intent:
+    """What the call asks for, from all channels; the nearer to the command, the stronger.
+
+    `annotated` is the container's annotation, `assignments` are those in front of the command.
+    """
     intent = Intent()
-    if INTENT_VARIABLE in found:
-        _take_text(intent, found[INTENT_VARIABLE], "=")
-    elif HINT_VARIABLE in found:
-        _take_text(intent, found[HINT_VARIABLE], ":")
+    texts = [] if annotated is None else [annotated]
+    for text in [*texts, *declared(environment), *declared(assignments)]:
+        take_into(intent, text)
     return intent

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from agentrun.cgroup import Cgroup
 from agentrun.errors import CgroupError
+from agentrun.plan import amount
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
+    from typing import Any
 
 AGENT = "agentrun-agent"
 CALLS = "agentrun-calls"
@@ -32,8 +34,10 @@ def is_ready(container: Cgroup) -> bool:
     return container.child(CALLS).exists()
 
 
-def ensure(container: Cgroup) -> list[str]:
+def ensure(container: Cgroup, agent_policy: Mapping[str, Any] | None = None) -> list[str]:
     """Make the layout and move every process of the container into the agent's leaf.
+
+    `agent_policy` is the policy's `agent`: weight and memory protection of that leaf.
 
     Idempotent, and safe beside another one doing the same. Returns the controllers that could not be
     enabled (rootless delegation has fewer). Raises CgroupError when init cannot be moved.
@@ -42,11 +46,43 @@ def ensure(container: Cgroup) -> list[str]:
     agent.make()
     _copy_owner(container.path, agent.path)
     missing = _enable_controllers(container, lambda: container.move_all(agent))
-    if "cpu" not in missing:
-        _try_write(agent, "cpu.weight", str(AGENT_CPU_WEIGHT))
+    _protect_agent(container, agent, agent_policy or {})
     calls = container.child(CALLS)
     calls.make()
     return sorted(set(missing + _enable_controllers(calls, lambda: None)))
+
+
+def _protect_agent(container: Cgroup, agent: Cgroup, policy: Mapping[str, Any]) -> None:
+    """The agent's share and protection against its own calls; what has no controller cannot be had."""
+    _try_write(agent, "cpu.weight", str(policy.get("cpu", {}).get("weight", AGENT_CPU_WEIGHT)))
+    for name, value in policy.get("memory", {}).items():
+        size = amount(value, container.number("memory.max"), None)
+        if size is not None:
+            _try_write(agent, f"memory.{name}", str(int(size)))
+
+
+def protect_calls(calls: Cgroup) -> None:
+    """Hand the calls' own protection through their parent: a child's counts only as far as its parent's."""
+    for name in ("memory.min", "memory.low"):
+        total = sum(call.number(name) or 0 for call in calls.children())
+        if total != (calls.number(name) or 0):
+            _try_write(calls, name, str(total))
+
+
+def enable_cpuset(container: Cgroup) -> bool:
+    """Enable `cpuset` down to the calls: only where a class pins its calls, for it is not free."""
+    calls = container.child(CALLS)
+    return all(
+        "cpuset" in (cgroup.read("cgroup.subtree_control") or "").split()
+        or _try_write(cgroup, "cgroup.subtree_control", "+cpuset")
+        for cgroup in (container, calls)
+    )
+
+
+def share_cpu(container: Cgroup, weight: int | None) -> None:
+    """Give the whole container its tier's share among others, unless its engine gave it one."""
+    if weight is not None and container.read("cpu.weight") == "100":
+        _try_write(container, "cpu.weight", str(weight))
 
 
 def _enable_controllers(cgroup: Cgroup, empty: Callable[[], None]) -> list[str]:

@@ -23,13 +23,17 @@ class Paths:
         "config",
         "log",
         "marker",
+        "policy",
         "records",
+        "root",
         "run",
         "state",
     )
 
     def __init__(self, root: str = "", cgroup_root: str = "/sys/fs/cgroup") -> None:
+        self.root = root
         self.config = root + "/etc/agentrun/config.toml"
+        self.policy = root + "/etc/agentrun/policy.d"
         self.run = root + "/run/agentrun"
         self.state = root + "/var/lib/agentrun"
         self.compiled = self.state + "/config.json"

@@ -1,13 +1,17 @@
-"""Decide the limits of one call. Pure: the same input gives the same plan, for the hot path and for tests.
+"""Decide the limits of one call. Pure: the same input gives the same plan.
 
-This is the seam for the policy language: rules and classes will replace `Defaults` as the first argument.
+One function for the hot path, for `agentrunctl policy explain`, for tests and for the daemon.
 """
 
 from __future__ import annotations
 
+from agentrun.units import show_number, show_size
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from agentrun.config import Defaults
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
     from agentrun.intent import Intent
 
 # runc's own init starts inside the call's cgroup (several threads, ~10 MiB), and below these it fails
@@ -16,10 +20,12 @@ MEMORY_FLOOR = 32 << 20
 PIDS_FLOOR = 16
 CPU_FLOOR = 0.1
 CPU_PERIOD_US = 100_000
+WEIGHT_MIN, WEIGHT_MAX, WEIGHT_DEFAULT = 1, 10_000, 100  # cpu.weight and io.weight (cgroup-v2.rst)
+PRIORITIES = {"low": 50, "normal": 100, "high": 200}  # percent of the class's weights
 
 
-class Session:
-    """What the engine and the host allow the container as a whole; None where there is no limit."""
+class Limits:
+    """What surrounds a call (a session, the host): None where there is no limit."""
 
     __slots__ = ("cpus", "memory", "pids")
 
@@ -30,78 +36,263 @@ class Session:
 
 
 class Plan:
-    """The limits of one call: `memory` in bytes, `cpus`, `pids`, each None for none, and the reasons."""
+    """The decision for one call: sizes in bytes, `cpus` in CPUs, times in seconds, each None for none."""
 
-    __slots__ = ("cpus", "memory", "pids", "reasons")
+    __slots__ = (
+        "class_name", "cpu_weight", "cpus", "cpuset", "feedback", "io_max", "io_weight", "memory",
+        "memory_high", "memory_low", "memory_min", "net", "pids", "priority", "reasons", "time_hard",
+        "time_soft",
+    )  # fmt: skip
 
-    def __init__(self) -> None:
+    def __init__(self, class_name: str = "standard") -> None:
+        self.class_name = class_name
         self.memory: int | None = None
+        self.memory_high: int | None = None
+        self.memory_low: int | None = None
+        self.memory_min: int | None = None
         self.cpus: float | None = None
+        self.cpu_weight: int | None = None
+        self.cpuset: str | None = None
         self.pids: int | None = None
+        self.io_weight: int | None = None
+        self.io_max: list[list[str]] = []
+        self.time_soft: float | None = None
+        self.time_hard: float | None = None
+        self.net: str | None = None
+        self.priority = "normal"
+        self.feedback = "on"
         self.reasons: list[str] = []
 
     def files(self) -> list[tuple[str, str, str]]:
         """The cgroup files to write, in order: (controller, file, value)."""
+        numbers = (
+            ("memory", "memory.min", self.memory_min),
+            ("memory", "memory.low", self.memory_low),
+            ("memory", "memory.high", self.memory_high),
+            ("memory", "memory.max", self.memory),
+            ("pids", "pids.max", self.pids),
+            ("cpu", "cpu.weight", self.cpu_weight),
+            ("io", "io.weight", self.io_weight),
+        )
         files = [("memory", "memory.oom.group", "1")]
-        if self.memory is not None:
-            files.append(("memory", "memory.max", str(self.memory)))
-        if self.pids is not None:
-            files.append(("pids", "pids.max", str(self.pids)))
+        files += [(controller, file, str(value)) for controller, file, value in numbers if value is not None]
         if self.cpus is not None:
             files.append(("cpu", "cpu.max", f"{round(self.cpus * CPU_PERIOD_US)} {CPU_PERIOD_US}"))
+        if self.cpuset is not None:
+            files.append(("cpuset", "cpuset.cpus", self.cpuset))
         return files
 
-    def limits(self) -> dict[str, float | int | None]:
-        """The limits by name, as the record shows them."""
-        return {"memory": self.memory, "cpu": self.cpus, "pids": self.pids}
+    def limits(self) -> dict[str, Any]:
+        """The limits by name, as the record shows them; memory, cpu and pids always, others where set."""
+        always = {"memory": self.memory, "cpu": self.cpus, "pids": self.pids}
+        others = {
+            "memory_high": self.memory_high,
+            "memory_low": self.memory_low,
+            "memory_min": self.memory_min,
+            "cpu_weight": self.cpu_weight,
+            "cpuset": self.cpuset,
+            "io_weight": self.io_weight,
+            "io_max": self.io_max or None,
+            "time_soft": self.time_soft,
+            "time_hard": self.time_hard,
+            "net": self.net,
+        }
+        return always | {name: value for name, value in others.items() if value is not None}
 
 
-def _show(value: float) -> str:
-    return str(int(value)) if value == int(value) else f"{value:.2f}"
+def amount(value: Any, session: float | None, host: float | None, own: float | None = None) -> float | None:
+    """An amount of the compiled policy as a number; None where it is a share of something unlimited.
+
+    A share of a session without a limit of its own is that share of the host.
+    """
+    if not isinstance(value, (list, tuple)):
+        return None if value is None else float(value)
+    percent, of = value
+    whole = {"session": session if session is not None else host, "host": host, "max": own}[of]
+    return None if whole is None else whole * percent / 100
 
 
-def _clamp(
-    plan: Plan, name: str, asked: float | None, floor: float, ceilings: dict[str, float | None]
-) -> float | None:
-    """The asked amount (else the lowest class ceiling), inside the floor and every ceiling, with reasons."""
-    value = asked
-    if asked is not None:
-        plan.reasons.append(f"{name}: {_show(asked)} asked by the intent")
-    for source, ceiling in ceilings.items():
+class _Clamp:
+    """One quantity on its way from what was asked to what is granted, with the reasons."""
+
+    __slots__ = ("name", "reasons", "show", "value")
+
+    def __init__(self, plan: Plan, name: str, show: Callable[[float], str]) -> None:
+        self.reasons = plan.reasons
+        self.name = name
+        self.show = show
+        self.value: float | None = None
+
+    def take(self, value: float | None, source: str) -> None:
+        """The starting value, unless there is one already."""
+        if self.value is None and value is not None:
+            self.value = value
+            self.reasons.append(f"{self.name}: {self.show(value)} {source}")
+
+    def cut(self, ceiling: float | None, source: str, *, imposes: bool = False) -> None:
+        """Keep the value below a ceiling; one that `imposes` holds also where nothing was asked."""
         if ceiling is None:
-            continue
-        if value is None and source == "class":
-            value = ceiling
-            plan.reasons.append(f"{name}: {_show(ceiling)} by the built-in class")
-        elif value is not None and value > ceiling:
-            value = ceiling
-            plan.reasons.append(f"{name}: cut to {_show(ceiling)} by the {source}")
-    if value is not None and value < floor:
-        value = floor
-        plan.reasons.append(f"{name}: raised to the floor of {_show(floor)}")
-    return value
+            return
+        if self.value is None and imposes:
+            self.value = ceiling
+            self.reasons.append(f"{self.name}: {self.show(ceiling)} by the {source}")
+        elif self.value is not None and self.value > ceiling:
+            self.value = ceiling
+            self.reasons.append(f"{self.name}: cut to {self.show(ceiling)} by the {source}")
+
+    def raise_to(self, floor: float, *room: float | None) -> None:
+        """Keep the value at a floor, as far as session and host have room for it."""
+        floor = min([floor, *(r for r in room if r is not None)])
+        if self.value is not None and self.value < floor:
+            self.value = floor
+            self.reasons.append(f"{self.name}: raised to the floor of {self.show(floor)}")
 
 
-def make_plan(defaults: Defaults, session: Session, host: Session, intent: Intent) -> Plan:
-    """The plan for one call. An intent can only move inside what class, session and host allow."""
-    plan = Plan()
-    share = defaults.memory_percent
-    class_memory = session.memory * share / 100 if session.memory and share else None
-    memory = _clamp(
-        plan,
-        "memory",
-        intent.memory,
-        MEMORY_FLOOR,
-        {"class": class_memory, "session": session.memory, "host": host.memory},
-    )
-    pids = _clamp(
-        plan,
-        "pids",
-        intent.pids,
-        PIDS_FLOOR,
-        {"class": defaults.pids_max, "session": session.pids, "host": host.pids},
-    )
-    plan.memory = None if memory is None else int(memory)
-    plan.pids = None if pids is None else int(pids)
-    plan.cpus = _clamp(plan, "cpu", intent.cpu, CPU_FLOOR, {"session": session.cpus, "host": host.cpus})
+def _asked_name(asked: float) -> str:
+    return "asked by the intent" if asked < 1 << 62 else "(as much as is allowed) asked by the intent"
+
+
+def _memory(plan: Plan, klass: Any, tier: Any, session: Limits, host: Limits, intent: Intent) -> None:
+    own, tiers = klass.get("memory", {}), tier.get("memory", {})
+
+    def size(value: Any, of_max: float | None = None) -> float | None:
+        return amount(value, session.memory, host.memory, of_max)
+
+    clamp = _Clamp(plan, "memory", show_size)
+    if intent.memory is not None:
+        clamp.take(float(intent.memory), _asked_name(intent.memory))
+    clamp.take(size(own.get("default")), f"by default in class {plan.class_name}")
+    clamp.cut(size(own.get("max")), f"class {plan.class_name}", imposes=True)
+    clamp.cut(size(tiers.get("max")), "tier", imposes=True)
+    clamp.cut(session.memory, "session")
+    clamp.cut(host.memory, "host")
+    clamp.raise_to(MEMORY_FLOOR, session.memory, host.memory)
+    maximum = clamp.value
+    plan.memory = None if maximum is None else int(maximum)
+    for name in ("high", "low", "min"):
+        part = _Clamp(plan, f"memory.{name}", show_size)
+        part.take(size(own.get(name), maximum), f"by class {plan.class_name}")
+        part.cut(maximum, "call's own memory.max")
+        if name == "high":
+            part.raise_to(MEMORY_FLOOR, session.memory, host.memory)
+            plan.memory_high = None if part.value is None else int(part.value)
+        elif part.value is not None:
+            setattr(plan, f"memory_{name}", int(part.value))
+
+
+def _cpu(plan: Plan, klass: Any, tier: Any, session: Limits, host: Limits, intent: Intent) -> None:
+    own, tiers = klass.get("cpu", {}), tier.get("cpu", {})
+    clamp = _Clamp(plan, "cpu", show_number)
+    clamp.take(intent.cpu, "asked by the intent")
+    clamp.take(amount(own.get("default"), session.cpus, host.cpus), f"by default in class {plan.class_name}")
+    clamp.cut(amount(own.get("max"), session.cpus, host.cpus), f"class {plan.class_name}", imposes=True)
+    clamp.cut(amount(tiers.get("max"), session.cpus, host.cpus), "tier", imposes=True)
+    clamp.cut(session.cpus, "session")
+    clamp.cut(host.cpus, "host")
+    clamp.raise_to(CPU_FLOOR, session.cpus, host.cpus)
+    plan.cpus = clamp.value
+    plan.cpuset = own.get("cpus")
+
+
+def _pids(plan: Plan, klass: Any, tier: Any, session: Limits, host: Limits, intent: Intent) -> None:
+    own, tiers = klass.get("pids", {}), tier.get("pids", {})
+    clamp = _Clamp(plan, "pids", show_number)
+    clamp.take(intent.pids, "asked by the intent")
+    clamp.take(amount(own.get("default"), session.pids, host.pids), f"by default in class {plan.class_name}")
+    clamp.cut(amount(own.get("max"), session.pids, host.pids), f"class {plan.class_name}", imposes=True)
+    clamp.cut(amount(tiers.get("max"), session.pids, host.pids), "tier", imposes=True)
+    clamp.cut(session.pids, "session")
+    clamp.cut(host.pids, "host")
+    clamp.raise_to(PIDS_FLOOR, session.pids, host.pids)
+    plan.pids = None if clamp.value is None else int(clamp.value)
+
+
+def _show_time(seconds: float) -> str:
+    return f"{show_number(seconds)}s"
+
+
+def _time(plan: Plan, klass: Any, tier: Any, intent: Intent) -> None:
+    own = klass.get("time", {})
+    clamp = _Clamp(plan, "time", _show_time)
+    clamp.take(intent.time, "asked by the intent")
+    clamp.cut(own.get("hard"), f"class {plan.class_name}", imposes=True)
+    clamp.cut(tier.get("time", {}).get("hard"), "tier", imposes=True)
+    plan.time_hard = clamp.value
+    soft = own.get("soft")
+    if soft is not None:
+        plan.time_soft = soft if clamp.value is None else min(soft, clamp.value)
+
+
+def _weights(plan: Plan, klass: Any, intent: Intent) -> None:
+    """Weights of the class, moved by the priority; an intent can only lower that."""
+    own = klass.get("priority", "normal")
+    plan.priority = own
+    asked = intent.priority
+    if asked is not None and PRIORITIES[asked] <= PRIORITIES[own]:
+        plan.priority = asked
+        plan.reasons.append(f"priority: {asked} asked by the intent")
+    elif asked is not None:
+        intent.refuse(f"priority={asked}", f"class {plan.class_name} has priority {own} at most")
+    percent = PRIORITIES[plan.priority]
+    cpu, io = klass.get("cpu", {}).get("weight"), klass.get("io", {}).get("weight")
+    if cpu is not None or percent != 100:
+        plan.cpu_weight = _weight(cpu, percent)
+    if io is not None:
+        plan.io_weight = _weight(io, percent)
+    plan.io_max = klass.get("io", {}).get("max", [])
+
+
+def _weight(weight: int | None, percent: int) -> int:
+    scaled = (WEIGHT_DEFAULT if weight is None else weight) * percent // 100
+    return max(WEIGHT_MIN, min(WEIGHT_MAX, scaled))
+
+
+def _network(plan: Plan, klass: Any, intent: Intent) -> None:
+    """The class's profile; an intent can only give the network up."""
+    plan.net = klass.get("network")
+    if intent.net in (None, plan.net):
+        return
+    if intent.net == "none":
+        plan.net = "none"
+        plan.reasons.append("net: none asked by the intent")
+    else:
+        intent.refuse(f"net={intent.net}", f"class {plan.class_name} has the profile {plan.net or 'default'}")
+
+
+def choose_class(policy: Mapping[str, Any], chosen: str | None, tier: Any, intent: Intent) -> tuple[str, str]:
+    """The class of a call and why: what the intent asks where it may, else `chosen`, else the default."""
+    classes, permitted = policy["classes"], tier.get("classes")
+    asked = intent.class_name
+    if asked is not None:
+        if asked not in classes:
+            intent.refuse(f"class={asked}", "no such class")
+        elif not classes[asked].get("selectable", True):
+            intent.refuse(f"class={asked}", "this class is not for intents to choose")
+        elif permitted is not None and asked not in permitted:
+            intent.refuse(f"class={asked}", "not in this tier")
+        else:
+            return asked, "asked by the intent"
+    if chosen in classes:
+        return str(chosen), ""
+    return str(policy["default_class"]), "by default"
+
+
+def make_plan(
+    policy: Mapping[str, Any],
+    class_name: str,
+    tier_name: str | None,
+    session: Limits,
+    host: Limits,
+    intent: Intent,
+) -> Plan:
+    """The plan for one call of a class. An intent moves only inside class, tier, session and host."""
+    klass, tier = policy["classes"][class_name], policy["tiers"].get(tier_name, {})
+    plan = Plan(class_name)
+    _memory(plan, klass, tier, session, host, intent)
+    _cpu(plan, klass, tier, session, host, intent)
+    _pids(plan, klass, tier, session, host, intent)
+    _time(plan, klass, tier, intent)
+    _weights(plan, klass, intent)
+    _network(plan, klass, intent)
+    plan.feedback = klass.get("feedback", "on")
     return plan

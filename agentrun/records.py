@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from agentrun.paths import Paths
 
 VERSION = 1
+_PLANNED = (
+    "mode", "policy", "session", "tier", "class", "rule", "intent", "limits", "reasons", "not_enforced",
+)  # fmt: skip
 _WORD_LIMIT = 64
+_COMMAND_LIMIT = 4096  # characters of a whole command
 _SIZE_LIMIT = 64 << 20  # two files of 64 MiB: some 200,000 calls
 
 
@@ -39,12 +43,31 @@ def digest(text: str) -> str:
     return str(_sha256()(text.encode("utf-8", "surrogateescape")).hexdigest()[:16])
 
 
-def describe_command(argv: list[Any]) -> dict[str, str] | None:
-    """What may be stored of a command by default: the first word's last part and a hash of the whole."""
+def describe_command(argv: list[Any], program: str, stored: str) -> dict[str, Any] | None:
+    """What may be stored of a command: `none`, `hash`, `name` (and the hash), or `full`.
+
+    `program` is the unwrapped program's name: `pytest`, where argv begins with `bash`.
+    """
     words = [word for word in argv if isinstance(word, str)]
-    if not words:
+    if not words or stored == "none":
         return None
-    return {"name": words[0].rpartition("/")[2][:_WORD_LIMIT], "sha256": digest("\0".join(words))}
+    described: dict[str, Any] = {"sha256": digest("\0".join(words))}
+    if stored != "hash":
+        described["name"] = program[:_WORD_LIMIT]
+    if stored == "full":
+        described["argv"] = _cut(words)
+    return described
+
+
+def _cut(words: list[str]) -> list[str]:
+    """The command within `_COMMAND_LIMIT` characters."""
+    kept, left = [], _COMMAND_LIMIT
+    for word in words:
+        if left <= 0:
+            break
+        kept.append(word[:left])
+        left -= len(word) + 1
+    return kept
 
 
 def make(slot: str, state: dict[str, Any], call: Cgroup) -> dict[str, Any]:
@@ -63,11 +86,7 @@ def make(slot: str, state: dict[str, Any], call: Cgroup) -> dict[str, Any]:
         "slot": slot,
         "cgroup": call.path,
         "command": state.get("command"),
-        "mode": state.get("mode"),
-        "intent": state.get("intent"),
-        "limits": state.get("limits"),
-        "reasons": state.get("reasons"),
-        "not_enforced": state.get("not_enforced"),
+        **{key: state.get(key) for key in _PLANNED},
         "start": state.get("start"),
         "end": time.time(),
         "end_is": "found-empty" if call.exists() else "found-removed",

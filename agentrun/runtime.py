@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import posix
 
-from agentrun import argv, calls, config, container, execcall, handoff, layout, log, paths
+from agentrun import argv, calls, config, container, execcall, handoff, layout, log, paths, session
+from agentrun import policy as policies
 from agentrun.cgroup import Cgroup
 from agentrun.errors import HandoffError, reason
 
@@ -72,7 +73,16 @@ def _start(host: Host, found: container.Container) -> None:
     """Move init into its leaf: after `create`, when the shim has read its cgroup, and before it runs."""
     if not found.is_running():
         return
-    missing = layout.ensure(Cgroup(found.cgroup))
+    policy = host.config.policy
+    facts = session.facts_of(found, host.paths.cgroup_root, host.paths.root)
+    choice = policies.select_session(policy, host.config.mode, facts)
+    if choice.mode == "off":
+        return
+    container_cgroup = Cgroup(found.cgroup)
+    missing = layout.ensure(container_cgroup, policy.get("agent"))
+    if choice.mode == "enforce":
+        tier = policy["tiers"].get(choice.tier, {})
+        layout.share_cpu(container_cgroup, tier.get("cpu", {}).get("weight"))
     if missing:
         log.warn(
             host.paths,

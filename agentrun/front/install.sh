@@ -51,6 +51,6 @@ if [ -z "$DESTDIR" ] && [ "$(id -u)" = 0 ]; then
 	# Compile the configuration now, so that the first container need not.
 	"$python" -I -S -c "import sys; sys.path.insert(0, '$LIBEXECDIR')
 from agentrun import config, paths
-problem = config.load(paths.host_paths()).problem
-sys.exit(problem)"
+problems = config.load(paths.host_paths()).problems
+sys.exit('\n'.join(problems) or 0)"
 fi

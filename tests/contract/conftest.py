@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,12 @@ def cgroup_mount() -> Path | None:
     return None
 
 
+def _python() -> list[str]:
+    """The interpreter to install for: ours where the system's has no PyYAML, which compiles policies."""
+    has_yaml = subprocess.run(["/usr/bin/python3", "-c", "import yaml"], capture_output=True, check=False)
+    return [] if has_yaml.returncode == 0 else [f"PYTHON={sys.executable}"]
+
+
 @pytest.fixture(scope="session")
 def installed(tmp_path_factory) -> Path:
     """`make install` into a directory of its own, with the recorder as runc."""
@@ -125,7 +132,7 @@ def installed(tmp_path_factory) -> Path:
     )
     (folder / "root/var/log").mkdir(parents=True)
     subprocess.run(
-        ["make", "-s", "-C", TREE, "install", f"PREFIX={folder}/usr"],
+        ["make", "-s", "-C", TREE, "install", f"PREFIX={folder}/usr", *_python()],
         env={**os.environ, "AGENTRUN_ROOT": str(folder / "root")},
         check=True,
     )

@@ -54,12 +54,96 @@ def test_only_the_cgroup_option_is_inserted(box, name, tmp_path):
     assert box.recording().all("argv")[1:] == inserted(argv)
 
 
-def test_process_document_is_not_changed(box, tmp_path):
+def test_process_document_is_not_changed_where_there_is_nothing_to_tell(box, tmp_path):
     document = tmp_path / "process.json"
-    document.write_text(json.dumps(PROCESS))
+    document.write_text(json.dumps({**PROCESS, "env": ["AGENTRUN_INTENT=pids=99"]}))
     before = (document.read_bytes(), document.stat().st_ino)
     box.run(*root(box), "exec", "--process", document, "box")
     assert (document.read_bytes(), document.stat().st_ino) == before
+
+
+def test_process_document_tells_a_narrower_call_about_its_machine(box, tmp_path):
+    document = tmp_path / "process.json"
+    document.write_text(json.dumps({**PROCESS, "env": ["GOMAXPROCS=9", "AGENTRUN_INTENT=cpu=1"]}))
+    document.chmod(0o640)
+    box.run(*root(box), "exec", "--process", document, "box")
+    told = dict(entry.split("=", 1) for entry in json.loads(document.read_text())["env"])
+    assert (told["OMP_NUM_THREADS"], told["MAKEFLAGS"], told["GOMAXPROCS"]) == ("1", "-j1", "9")
+    assert document.stat().st_mode & 0o777 == 0o640
+    assert os.listdir(tmp_path) == ["process.json"]
+
+
+POLICY = """
+version: 1
+classes: {test: {pids: {max: 77}}, small: {pids: {max: 33}}}
+rules:
+  - {name: skipped, match: {command: skipme}, skip: true}
+  - {name: watched, match: {command: watchme}, mode: observe}
+  - {name: tests, match: {command: pytest}, class: test}
+"""
+
+
+def add_policy(box, text: str) -> None:
+    folder = box.root / "etc/agentrun/policy.d"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "10-test.yaml").write_text(text)
+
+
+@pytest.fixture
+def policy_box(box):
+    """The box, with a policy for the length of one test."""
+    add_policy(box, POLICY)
+    yield box
+    (box.root / "etc/agentrun/policy.d/10-test.yaml").unlink()
+
+
+def test_policy_decides_about_a_call(policy_box):
+    policy_box.run(
+        *root(policy_box), "exec", "box", "bash", "-lc", "cd / && AGENTRUN_INTENT=pids=50 pytest -q"
+    )
+    state = json.loads(slot_file(policy_box, 0).read_text())
+    assert (state["class"], state["rule"], state["limits"]["pids"]) == ("test", "tests", 50)
+    assert len(state["policy"]) == 16 and state["command"]["name"] == "pytest"
+    policy_box.run(*root(policy_box), "exec", "box", "env", "AGENTRUN_INTENT=class=small", "pytest")
+    states = [json.loads(slot_file(policy_box, n).read_text()) for n in (0, 1) if slot_files(policy_box, n)]
+    assert "small" in [state["class"] for state in states]
+
+
+def slot_files(box, number: int) -> list[Path]:
+    return list(box.root.glob(f"run/agentrun/sessions/*/box/call-{number}"))
+
+
+def test_skipped_call_is_left_alone(policy_box):
+    policy_box.run(*root(policy_box), "exec", "box", "skipme")
+    assert policy_box.recording().all("argv")[1:] == [*root(policy_box), "exec", "box", "skipme"]
+    assert not slot_files(policy_box, 0)
+
+
+def test_observed_call_has_a_cgroup_and_no_limits(policy_box, cgroup_dir):
+    policy_box.run(*root(policy_box), "exec", "box", "watchme")
+    state = json.loads(slot_file(policy_box, 0).read_text())
+    assert (state["mode"], state["limits"]) == ("observe", None)
+    assert "--cgroup" in policy_box.recording().all("argv")
+
+
+def test_broken_policy_is_noted_once_and_the_last_good_one_stays(policy_box):
+    policy_box.run(*root(policy_box), "exec", "box", "pytest")
+    add_policy(policy_box, POLICY.replace("max: 77", "max: 77M"))
+    for _ in range(2):
+        policy_box.run(*root(policy_box), "exec", "box", "pytest")
+    state = json.loads(slot_file(policy_box, 0).read_text())
+    assert state["limits"]["pids"] == 77
+    refused = [line for line in policy_box.log() if line["msg"].startswith("policy refused")]
+    assert len(refused) == 1 and "10-test.yaml:3:" in refused[0]["error"]
+
+
+def test_session_that_nobody_chose_leaves_no_trace(policy_box):
+    add_policy(policy_box, POLICY + "sessions: [{match: {annotation: {agentrun.dev/tier: '*'}}}]\n")
+    for verb in ("start", "exec"):
+        argv = [*root(policy_box), verb, "box", *(["pytest"] if verb == "exec" else [])]
+        policy_box.run(*argv)
+        assert policy_box.recording().all("argv")[1:] == argv
+    assert not (policy_box.root / "run/agentrun").exists() and policy_box.log() == []
 
 
 def test_intent_of_the_process_document_is_read(box, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from agentrun import config, configfile
@@ -57,21 +59,21 @@ def test_mistake_is_named(paths, text):
 
 
 def test_shipped_configuration_is_the_default(paths, tmp_path):
-    from pathlib import Path
-
     text = (Path(__file__).parents[2] / "configs/config.toml").read_text()
     write(paths, text.replace('["runc", "crun"]', '["/bin/true"]'))
     compiled, default = configfile.compile_file(paths).to_json(), configfile.builtin().to_json()
     for data in (compiled, default):
-        data.pop("backends"), data.pop("source")
+        data.pop("backends"), data.pop("sources")
     assert compiled == default
 
 
 def test_compiled_form_reads_back(paths):
     write(paths, GOOD + 'mode = "observe"\nfail = "closed"\n[calls]\nmemory_max = "50%"\npids_max = 100\n')
     loaded = config.load(paths)
-    assert config.load(paths).to_json() == loaded.to_json() == configfile.compile_file(paths).to_json()
-    assert (loaded.mode, loaded.fail_closed, loaded.defaults.memory_percent) == ("observe", True, 50.0)
+    assert config.load(paths).to_json() == loaded.to_json()
+    assert (loaded.mode, loaded.fail_closed) == ("observe", True)
+    standard = loaded.policy["classes"]["standard"]
+    assert standard == {"memory": {"max": [50.0, "session"]}, "pids": {"max": 100}}
 
 
 def test_shell_front_gets_backends_and_fail_policy(paths):
@@ -86,9 +88,39 @@ def test_change_is_seen_and_a_mistake_keeps_the_last_good_one(paths):
     assert config.load(paths).mode == "observe"
     write(paths, GOOD + 'mode = "bserve"\n')
     kept = config.load(paths)
-    assert kept.mode == "observe" and "mode = 'bserve'" in (kept.problem or "")
+    assert kept.mode == "observe" and "mode = 'bserve'" in kept.problems[0]
     write(paths, GOOD)
-    assert (config.load(paths).mode, config.load(paths).problem) == ("enforce", None)
+    assert (config.load(paths).mode, config.load(paths).problems) == ("enforce", [])
+
+
+POLICY = "version: 1\ndefault-class: small\nclasses:\n  small: {pids: {max: 64}}\n"
+
+
+def test_policy_is_compiled_and_a_mistake_keeps_the_last_good_one(paths):
+    write(paths, GOOD)
+    folder = Path(paths.policy)
+    folder.mkdir()
+    (folder / "10-own.yaml").write_text(POLICY)
+    first = config.load(paths).policy
+    assert first["default_class"] == "small" and first["hash"] != "builtin"
+    (folder / "20-more.yaml").write_text("version: 1\nclasses: {small: {pids: {max: lots}}}\n")
+    kept = config.load(paths)
+    assert kept.policy == first
+    assert "20-more.yaml:2:31: classes.small.pids.max: 'lots'" in kept.problems[0]
+    assert config.load(paths).problems == kept.problems  # not compiled again
+    (folder / "20-more.yaml").write_text("version: 1\nclasses: {small: {pids: {max: 99}}}\n")
+    fresh = config.load(paths)
+    assert (fresh.policy["classes"]["small"]["pids"]["max"], fresh.problems) == (99, [])
+    (folder / "20-more.yaml").unlink()
+    assert config.load(paths).policy == first
+
+
+def test_other_files_in_the_policy_directory_do_not_count(paths):
+    write(paths, GOOD)
+    Path(paths.policy).mkdir()
+    for name in (".10-hidden.yaml", "10-old.yaml.bak", "README"):
+        Path(paths.policy, name).write_text("not a policy")
+    assert (config.load(paths).policy["hash"], config.load(paths).problems) == ("builtin", [])
 
 
 def test_state_directory_that_cannot_be_written_only_costs_time(tmp_path):

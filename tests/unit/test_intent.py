@@ -8,9 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentrun.intent import parse_environment, parse_size
+from agentrun import intent as intents
+from agentrun.units import parse_size
 
 MIB, GIB = 1 << 20, 1 << 30
+
+
+def parse_environment(entries):
+    return intents.gather(None, entries, [])
+
 
 SIZES = {
     "512m": 512 * MIB,
@@ -64,6 +70,25 @@ ACCEPTED = {
     "AGENT_RESOURCE_HINT=memory:medium": {"memory": GIB},
     "AGENT_RESOURCE_HINT=memory:high": {"memory": 1 << 62},
     "AGENT_RESOURCE_HINT=memory:2g,cpu:1": {"memory": 2 * GIB, "cpu": 1.0},
+    "AGENT_RESOURCE_HINT=2g": {"memory": 2 * GIB},
+    "AGENT_RESOURCE_HINT=high": {"memory": 1 << 62},
+    "AGENT_RESOURCE_HINT=memory:512M": {"memory": 512 * MIB},
+    "AGENT_RESOURCE_HINT=memory=1g": {"memory": GIB},
+    "AGENTRUN_INTENT=memory:1g;cpu:2": {"memory": GIB, "cpu": 2.0},
+    "AGENTRUN_INTENT=time=10m,net=none,priority=low,class=test": {
+        "time": 600.0,
+        "net": "none",
+        "priority": "low",
+        "class": "test",
+    },
+    'AGENTRUN_INTENT={"memory": "2g", "cpu": 1.5, "pids": 64, "class": "test"}': {
+        "memory": 2 * GIB,
+        "cpu": 1.5,
+        "pids": 64,
+        "class": "test",
+    },
+    'AGENTRUN_INTENT={"timeout": "1h30m"}': {"time": 5400.0},
+    "AGENTRUN_INTENT={}": {},
 }
 
 
@@ -89,7 +114,11 @@ REFUSED = [
     "pids=1.5",
     "pids=many",
     "colour=red",
-    "time=10m",
+    "time=10",
+    "time=1x",
+    "priority=urgent",
+    "class=../../etc",
+    "net=a b",
     "memory=a[$(touch x)]g",
     "memory=abcg",
     "memory=BIG",
@@ -138,6 +167,27 @@ def test_megabyte_is_refused_whole_and_at_once():
 def test_any_text_gives_values_in_their_domain(text):
     for variable in ("AGENTRUN_INTENT", "AGENT_RESOURCE_HINT"):
         intent = parse_environment([f"{variable}={text}"])
-        assert all(value > 0 for value in intent.accepted().values())
+        for name, value in intent.accepted().items():
+            if isinstance(value, str):
+                assert intents.is_name(value), name
+            else:
+                assert value > 0, name
         assert len(intent.refused) <= 16
         assert all(len(part) <= 64 for part, _ in intent.refused)
+
+
+def test_channels_nearer_to_the_command_win_part_by_part():
+    intent = intents.gather(
+        "memory=1g,cpu=1,pids=10",
+        ["AGENTRUN_INTENT=memory=2g,cpu=2", "AGENT_RESOURCE_HINT=memory:low"],
+        ["AGENT_RESOURCE_HINT=memory:3g"],
+    )
+    assert intent.accepted() == {"memory": 3 * GIB, "cpu": 2.0, "pids": 10}
+
+
+@pytest.mark.parametrize(
+    "text", ["[1]", '{"memory": [1]}', '{"cpu": true}', '{"a"', "{" * 3000, '{"memory": null}']
+)
+def test_json_that_is_not_an_intent_is_refused(text):
+    intent = intents.parse(text if text.startswith("{") else "{" + text)
+    assert intent.accepted() == {} and intent.refused

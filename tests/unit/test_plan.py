@@ -2,37 +2,63 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentrun.config import Defaults
 from agentrun.intent import Intent
-from agentrun.plan import CPU_FLOOR, MEMORY_FLOOR, PIDS_FLOOR, Session, make_plan
+from agentrun.plan import CPU_FLOOR, MEMORY_FLOOR, PIDS_FLOOR, Limits, choose_class, make_plan
 
 MIB, GIB = 1 << 20, 1 << 30
-HOST = Session(16 * GIB, 8.0)
+HOST = Limits(16 * GIB, 8.0)
 
 
-def asked(memory: int | None = None, cpu: float | None = None, pids: int | None = None) -> Intent:
+def asked(memory: int | None = None, cpu: float | None = None, pids: int | None = None, **others) -> Intent:
     intent = Intent()
     intent.memory, intent.cpu, intent.pids = memory, cpu, pids
+    for name, value in others.items():
+        setattr(intent, name, value)
     return intent
 
 
+def policy(klass=None, tier=None):
+    return {"classes": {"c": klass or {}}, "tiers": {"t": tier or {}}, "default_class": "c"}
+
+
+def plan_for(klass=None, tier=None, session=None, intent=None):
+    return make_plan(policy(klass, tier), "c", "t", session or Limits(), HOST, intent or asked())
+
+
 def test_without_intent_only_the_class_counts():
-    plan = make_plan(Defaults(None, 500), Session(GIB), HOST, asked())
+    plan = plan_for({"pids": {"max": 500}}, session=Limits(GIB))
     assert plan.limits() == {"memory": None, "cpu": None, "pids": 500}
 
 
-def test_share_of_the_container_is_the_ceiling_and_the_default():
-    plan = make_plan(Defaults(50.0), Session(GIB), HOST, asked())
-    assert plan.memory == GIB // 2
-    plan = make_plan(Defaults(50.0), Session(GIB), HOST, asked(memory=900 * MIB))
-    assert plan.memory == GIB // 2
+def test_default_holds_until_more_is_asked_up_to_max():
+    klass = {"memory": {"default": GIB, "max": 4 * GIB}}
+    assert plan_for(klass).memory == GIB
+    assert plan_for(klass, intent=asked(2 * GIB)).memory == 2 * GIB
+    assert plan_for(klass, intent=asked(9 * GIB)).memory == 4 * GIB
+
+
+def test_shares_are_of_the_session_or_the_host():
+    session = Limits(GIB, 4.0)
+    assert plan_for({"memory": {"max": [50, "session"]}}, session=session).memory == GIB // 2
+    assert (
+        plan_for({"memory": {"max": [50, "session"]}}).memory == 8 * GIB
+    )  # an unlimited session is the host
+    assert plan_for({"memory": {"max": [5, "host"]}}, session=session).memory == 16 * GIB // 20
+    assert plan_for({"cpu": {"max": [50, "session"]}}, session=session).cpus == 2.0
+
+
+def test_high_is_a_share_of_what_was_granted():
+    plan = plan_for({"memory": {"max": 4 * GIB, "high": [90, "max"]}}, intent=asked(GIB))
+    assert plan.memory_high == GIB * 90 // 100
+    assert plan_for({"memory": {"max": GIB, "high": 2 * GIB}}).memory_high == GIB
 
 
 def test_intent_inside_the_ceilings_is_taken():
-    plan = make_plan(Defaults(), Session(GIB, 4.0), HOST, asked(512 * MIB, 1.5, 99))
+    plan = plan_for(session=Limits(GIB, 4.0), intent=asked(512 * MIB, 1.5, 99))
     assert plan.files() == [
         ("memory", "memory.oom.group", "1"),
         ("memory", "memory.max", str(512 * MIB)),
@@ -42,36 +68,122 @@ def test_intent_inside_the_ceilings_is_taken():
 
 
 def test_each_cut_says_who_made_it():
-    plan = make_plan(Defaults(None, 100), Session(GIB, 2.0), HOST, asked(4 * GIB, 64.0, 5000))
-    assert plan.limits() == {"memory": GIB, "cpu": 2.0, "pids": 100}
-    assert f"memory: cut to {GIB} by the session" in plan.reasons
-    assert "pids: cut to 100 by the class" in plan.reasons
+    tier = {"memory": {"max": 2 * GIB}, "cpu": {"max": 3}, "time": {"hard": 60.0}}
+    plan = plan_for({"pids": {"max": 100}}, tier, Limits(GIB, 2.0), asked(4 * GIB, 64.0, 5000, time=3600.0))
+    assert plan.limits() == {"memory": GIB, "cpu": 2.0, "pids": 100, "time_hard": 60.0}
+    assert plan.reasons == [
+        "memory: 4G asked by the intent",
+        "memory: cut to 2G by the tier",
+        "memory: cut to 1G by the session",
+        "cpu: 64 asked by the intent",
+        "cpu: cut to 3 by the tier",
+        "cpu: cut to 2 by the session",
+        "pids: 5000 asked by the intent",
+        "pids: cut to 100 by the class c",
+        "time: 3600s asked by the intent",
+        "time: cut to 60s by the tier",
+    ]
 
 
 def test_tiny_wishes_are_raised_to_what_a_runtime_needs():
-    plan = make_plan(Defaults(), Session(), HOST, asked(1, 0.001, 1))
+    plan = plan_for(intent=asked(1, 0.001, 1))
     assert plan.limits() == {"memory": MEMORY_FLOOR, "cpu": CPU_FLOOR, "pids": PIDS_FLOOR}
 
 
-amounts = st.none() | st.integers(1, 1 << 62)
+def test_floor_never_lifts_a_call_above_its_session():
+    assert plan_for({"memory": {"max": MIB}}, session=Limits(16 * MIB)).memory == 16 * MIB
 
 
-@given(
-    st.builds(asked, amounts, st.none() | st.floats(0.001, 1e6), amounts),
-    st.builds(
-        Session, st.none() | st.integers(MEMORY_FLOOR, 1 << 50), st.none() | st.floats(0.1, 1e4), amounts
-    ),
-    st.builds(Defaults, st.none() | st.floats(1, 100), st.integers(PIDS_FLOOR, 1 << 22)),
+def test_priority_moves_the_weights_and_an_intent_only_lowers_it():
+    klass = {"cpu": {"weight": 80}, "io": {"weight": 10}, "priority": "normal"}
+    plan = plan_for(klass, intent=asked(priority="low"))
+    assert (plan.cpu_weight, plan.io_weight, plan.priority) == (40, 5, "low")
+    intent = asked(priority="high")
+    assert plan_for(klass, intent=intent).cpu_weight == 80
+    assert intent.refused == [("priority=high", "class c has priority normal at most")]
+
+
+def test_network_can_be_given_up_not_chosen():
+    assert plan_for({"network": "lan"}, intent=asked(net="none")).net == "none"
+    intent = asked(net="internet")
+    assert plan_for({"network": "lan"}, intent=intent).net == "lan"
+    assert intent.refused
+
+
+@pytest.mark.parametrize(
+    ("name", "tier", "expected"),
+    [
+        ("big", {}, "big"),
+        ("big", {"classes": ["c"]}, "c"),
+        ("locked", {}, "c"),
+        ("nowhere", {}, "c"),
+        (None, {}, "c"),
+    ],
 )
-def test_no_intent_gets_above_a_ceiling(intent, session, defaults):
-    plan = make_plan(defaults, session, HOST, intent)
-    if plan.memory is not None:
-        ceilings = [c for c in (session.memory, HOST.memory) if c is not None]
-        if session.memory and defaults.memory_percent:
-            ceilings.append(int(session.memory * defaults.memory_percent / 100))
-        assert MEMORY_FLOOR <= plan.memory <= max(min(ceilings), MEMORY_FLOOR)
-    if plan.cpus is not None:
-        assert plan.cpus <= min(c for c in (session.cpus, HOST.cpus) if c is not None)
-    assert plan.pids is not None
-    ceiling = min(c for c in (session.pids, defaults.pids_max) if c is not None)
-    assert PIDS_FLOOR <= plan.pids <= max(ceiling, PIDS_FLOOR)
+def test_intent_chooses_only_classes_that_are_open_to_it(name, tier, expected):
+    compiled = {"classes": {"c": {}, "big": {}, "locked": {"selectable": False}}, "default_class": "c"}
+    intent = asked(class_name=name)
+    assert choose_class(compiled, None, tier, intent)[0] == expected
+    assert bool(intent.refused) == (name is not None and expected != name)
+
+
+amounts = st.none() | st.integers(1, 1 << 62)
+sizes = (
+    st.none()
+    | st.integers(MEMORY_FLOOR, 1 << 50)
+    | st.tuples(st.floats(1, 100), st.sampled_from(["session", "host"]))
+)
+cpus = st.none() | st.floats(0.1, 1e4) | st.tuples(st.floats(1, 100), st.sampled_from(["session", "host"]))
+
+
+def table(**values):
+    return {name: value for name, value in values.items() if value is not None}
+
+
+classes = st.builds(
+    lambda default, maximum, high, low, cpu, pids: {
+        "memory": table(default=default, max=maximum, high=high, low=low),
+        "cpu": table(max=cpu),
+        "pids": table(max=pids),
+    },
+    *(sizes, sizes, sizes, sizes, cpus, st.none() | st.integers(PIDS_FLOOR, 1 << 22)),
+)
+tiers = st.builds(
+    lambda memory, cpu, pids: {"memory": table(max=memory), "cpu": table(max=cpu), "pids": table(max=pids)},
+    *(sizes, cpus, st.none() | st.integers(PIDS_FLOOR, 1 << 22)),
+)
+sessions = st.builds(
+    Limits,
+    st.none() | st.integers(MIB, 1 << 50),
+    st.none() | st.floats(0.01, 1e4),
+    st.none() | st.integers(1, 1 << 22),
+)
+
+
+def ceiling_of(value, session, host):
+    if isinstance(value, tuple):
+        whole = session if value[1] == "session" and session is not None else host
+        return None if whole is None else whole * value[0] / 100
+    return value
+
+
+@given(st.builds(asked, amounts, st.none() | st.floats(0.001, 1e6), amounts), sessions, classes, tiers)
+def test_no_intent_gets_above_a_ceiling(intent, session, klass, tier):
+    plan = plan_for(klass, tier, session, intent)
+    checks = (
+        ("memory", plan.memory, session.memory, HOST.memory, MEMORY_FLOOR),
+        ("cpu", plan.cpus, session.cpus, HOST.cpus, CPU_FLOOR),
+        ("pids", plan.pids, session.pids, HOST.pids, PIDS_FLOOR),
+    )
+    for name, value, of_session, of_host, floor in checks:
+        around = [c for c in (of_session, of_host) if c is not None]
+        inner = [ceiling_of(part.get(name, {}).get("max"), of_session, of_host) for part in (klass, tier)]
+        limits = [c for c in inner if c is not None]
+        if value is None:
+            assert not limits
+            continue
+        assert all(value <= c for c in around)
+        assert all(value <= max(c, floor) for c in limits)
+        assert value >= min([floor, *around]) - 1
+    for part in (plan.memory_high, plan.memory_low, plan.memory_min):
+        assert part is None or plan.memory is None or part <= plan.memory

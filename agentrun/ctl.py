@@ -14,6 +14,8 @@ from rich.table import Table
 from agentrun import __version__, calls, fastjson, paths
 from agentrun.cgroup import Cgroup
 from agentrun.errors import AgentrunError
+from agentrun.policyctl import policy
+from agentrun.terminal import plain
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -22,6 +24,9 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 @click.version_option(__version__, prog_name="agentrunctl")
 def cli() -> None:
     """See and steer the tool calls of containers that run under agentrun."""
+
+
+cli.add_command(policy)
 
 
 def format_size(size: float | None) -> str:
@@ -91,20 +96,22 @@ def _describe_end(record: dict[str, Any]) -> str:
 
 def _table(rows: list[dict[str, Any]]) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("CALL", "CONTAINER", "COMMAND", "STARTED", "LIMIT", "PEAK", "CPU", "STATE"):
+    for column in ("CALL", "CONTAINER", "COMMAND", "CLASS", "STARTED", "LIMIT", "PEAK", "CPU", "STATE"):
         table.add_column(column, no_wrap=True)
     for row in rows:
         limits, cpu = row.get("limits") or {}, row.get("cpu_usage_us")
-        table.add_row(
-            str(row["id"]),
+        cells = (
+            row["id"],
             str(row["container"])[:12],
             (row.get("command") or {}).get("name", "-"),
+            row.get("class") or "-",
             time.strftime("%H:%M:%S", time.localtime(row["start"])),
             format_size(limits.get("memory")),
             format_size(row.get("memory_peak")),
             "-" if cpu is None else f"{cpu / 1e6:.2f} s",
             _describe_end(row),
         )
+        table.add_row(*map(plain, cells))
     return table
 
 
@@ -114,6 +121,8 @@ def _table(rows: list[dict[str, Any]]) -> Table:
 @click.option("--last", type=click.IntRange(min=1), metavar="N", help="Only the last N.")
 def list_calls(container: str | None, as_json: bool, last: int | None) -> None:
     """List tool calls: finished ones with what they used, and those that run now."""
+    if os.geteuid() != 0:
+        raise AgentrunError("needs root, like the engines whose containers it looks at")
     host = paths.host_paths()
     harvest_all(host)
     rows = read_records(host) + live_calls(host)
@@ -132,9 +141,6 @@ def list_calls(container: str | None, as_json: bool, last: int | None) -> None:
 
 def main() -> None:
     """Entry of `agentrunctl`; an error of ours is one line on stderr and exit status 1."""
-    if os.geteuid() != 0:
-        click.echo("agentrunctl: needs root, like the engines whose containers it looks at", err=True)
-        sys.exit(1)
     try:
         cli()
     except AgentrunError as error:

@@ -1,0 +1,258 @@
+"""`agentrunctl policy`: check, compile, explain and test policies."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from agentrun import config, configfile, container, policyfile, policytest, processdoc, surroundings
+from agentrun import session as sessions
+from agentrun.cgroup import Cgroup
+from agentrun.decide import Decision, decide
+from agentrun.errors import AgentrunError, ConfigError
+from agentrun.paths import Paths, host_paths
+from agentrun.plan import Limits
+from agentrun.policy import ANNOTATION
+from agentrun.policyreference import json_schema, reference
+from agentrun.terminal import plain
+from agentrun.units import parse_number, parse_size
+
+
+@click.group()
+def policy() -> None:
+    """Check, compile, explain and test policies."""
+
+
+def _fail(text: str) -> None:
+    click.echo(text, err=True)
+    sys.exit(1)
+
+
+def load_files(files: tuple[Path, ...]) -> dict[str, Any]:
+    """Compile the given files, or the host's own. Raises PolicyError or ConfigError."""
+    if files:
+        return policyfile.compile_files(files)
+    host = host_paths()
+    names = config.policy_names(host)
+    if names:
+        return policyfile.compile_files([Path(host.policy, name) for name in names])
+    return configfile.compile_file(host).policy
+
+
+@policy.command()
+@click.argument("files", nargs=-1, type=click.Path(path_type=Path))
+def check(files: tuple[Path, ...]) -> None:
+    """Say everything that is wrong with FILES (by default the host's policy and configuration)."""
+    try:
+        compiled = load_files(files)
+        if not files:
+            configfile.compile_file(host_paths())
+    except policyfile.PolicyError as error:
+        count = len(error.problems)
+        _fail(f"{error}\n{count} problem{'s' if count > 1 else ''}")
+    except ConfigError as error:
+        _fail(str(error))
+    else:
+        click.echo(
+            f"policy {compiled['hash']}: {len(compiled['classes'])} classes, {len(compiled['tiers'])} tiers, "
+            f"{len(compiled['rules'])} rules, "
+            + ("every container" if compiled["sessions"] is None else f"{len(compiled['sessions'])} sessions")
+        )
+
+
+@policy.command("compile")
+def compile_host() -> None:
+    """Compile the host's configuration and policy now; the last good one stays in force on a mistake."""
+    compiled = config.load(host_paths())
+    if compiled.problems:
+        _fail("\n".join(compiled.problems) + f"\nin force: policy {compiled.policy['hash']}")
+    click.echo(f"in force: policy {compiled.policy['hash']}, mode {compiled.mode}")
+
+
+class _Amount(click.ParamType):  # type: ignore[type-arg] # a plain class before click 8.2
+    """A size with a unit, or a number."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        parsed = parse_size(str(value)) if self.name == "size" else parse_number(str(value))
+        if parsed is None:
+            self.fail(
+                f"{value!r}: expected a {self.name}{', such as 4g' if self.name == 'size' else ''}",
+                param,
+                ctx,
+            )
+        return parsed
+
+
+@policy.command(context_settings={"ignore_unknown_options": True})
+@click.option(
+    "--policy", "files", multiple=True, type=click.Path(path_type=Path), help="A file to try (repeatable)."
+)
+@click.option(
+    "--container", "container_id", metavar="ID", help="Take session and limits from this container."
+)
+@click.option("--root", metavar="DIR", help="The backend's state directory, as the engine gives it.")
+@click.option("--tier", metavar="T", help="As if the container had this tier.")
+@click.option("--annotation", "annotations", multiple=True, metavar="K=V", help="A container annotation.")
+@click.option("--image", metavar="NAME", help="The container's image.")
+@click.option("--env", "environment", multiple=True, metavar="K=V", help="A variable of the exec.")
+@click.option("--user", type=int, default=0, metavar="UID", help="The exec's user.")
+@click.option("--cwd", default="/", help="The exec's working directory.")
+@click.option("--tty", is_flag=True, help="The exec has a terminal.")
+@click.option("--memory", type=_Amount("size"), help="The session's memory limit.")
+@click.option("--cpus", type=_Amount("number"), help="The session's CPUs.")
+@click.option("--pids", type=int, help="The session's process limit.")
+@click.option("--json", "as_json", is_flag=True, help="The decision as JSON.")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def explain(files: tuple[Path, ...], command: tuple[str, ...], as_json: bool, **given: Any) -> None:
+    """Print the plan that COMMAND would get, with the reason for each number."""
+    try:
+        compiled = load_files(files) if files else config.load(host_paths()).policy
+        facts, limits = _session(given)
+    except (policyfile.PolicyError, AgentrunError) as error:
+        _fail(str(error))
+        return
+    if given["tier"] and given["tier"] not in compiled["tiers"]:
+        _fail(f"--tier {given['tier']}: no such tier, known: {', '.join(compiled['tiers']) or 'none'}")
+    document = {
+        "args": list(command),
+        "env": list(given["environment"]),
+        "cwd": given["cwd"],
+        "terminal": given["tty"],
+        "user": {"uid": given["user"]},
+    }
+    process = processdoc.Process(document, None)
+    decision = decide(
+        compiled, "enforce", facts, process, limits, surroundings.host_limits(), tier=given["tier"]
+    )
+    if as_json:
+        click.echo(json.dumps(describe(decision, compiled), indent=2))
+    else:
+        _print_decision(decision, compiled, limits)
+
+
+def _session(given: dict[str, Any]) -> tuple[sessions.SessionFacts, Limits]:
+    """The session to decide for: a real container's, or a made-up one, with what the options say."""
+    host, facts, limits = host_paths(), sessions.SessionFacts(), Limits()
+    if given["container_id"]:
+        found = _find_container(host, given["container_id"], given["root"])
+        facts = sessions.facts_of(found, host.cgroup_root, host.root)
+        limits = surroundings.session_limits(Cgroup(found.cgroup), host.cgroup_root)
+    for entry in given["annotations"]:
+        key, _, value = entry.partition("=")
+        facts.annotations[key if "/" in key else ANNOTATION + key] = value
+    if given["image"]:
+        facts.set_image(given["image"])
+    for name in ("memory", "cpus", "pids"):
+        if given[name] is not None:
+            setattr(limits, name, given[name])
+    return facts, limits
+
+
+def _find_container(host: Paths, container_id: str, root: str | None) -> container.Container:
+    roots = [root] if root else ["/run/docker/runtime-runc/moby", "/run/containerd/runc/k8s.io",
+                                 "/run/containerd/runc/default", None]  # fmt: skip
+    for candidate in roots:
+        found = container.find_by_prefix(container_id, candidate, ("runc", "crun"), host.cgroup_root)
+        if found is not None:
+            return found
+    raise AgentrunError(f"find container {container_id!r}: no backend knows it (see --root)")
+
+
+def describe(decision: Decision, compiled: dict[str, Any]) -> dict[str, Any]:
+    """A decision as JSON, in the record's words."""
+    plan = decision.plan
+    return {
+        "policy": compiled["hash"],
+        "mode": decision.mode,
+        "session": decision.session.why,
+        "tier": decision.tier,
+        "rule": decision.rule,
+        "class": plan.class_name if plan else None,
+        "command": decision.command.words,
+        "intent": decision.describe_intent(),
+        "limits": plan.limits() if plan else None,
+        "files": {file: value for _, file, value in plan.files()} if plan else None,
+        "reasons": plan.reasons if plan else [decision.why],
+    }
+
+
+def _print_decision(decision: Decision, compiled: dict[str, Any], limits: Limits) -> None:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, lines in _explanation(decision, compiled, limits):
+        for number, line in enumerate(lines):
+            table.add_row(label if number == 0 else "", plain(line))
+    Console(width=None if sys.stdout.isatty() else 120, highlight=False, markup=False).print(table)
+
+
+def _explanation(decision: Decision, compiled: dict[str, Any], limits: Limits) -> list[tuple[str, list[str]]]:
+    """Rows of `explain`: a label and its lines."""
+    plan, tier = decision.plan, decision.tier
+    rows = [
+        ("command", [shlex.join(decision.command.words)]),
+        ("through", [", ".join(decision.command.through)] if decision.command.through else []),
+        ("session", [decision.session.why + (f", tier {tier}" if tier else "")]),
+        ("rule", [decision.rule or "none matches"]),
+    ]
+    if plan is None:
+        return [*rows, ("mode", [f"off: left alone ({decision.why})"])]
+    truth = processdoc.machine_truth(plan, limits.cpus, limits.memory)
+    told = " ".join(f"{name}={value}" for name, value in truth.items())
+    return [
+        *rows,
+        ("mode", [decision.mode]),
+        ("because", plan.reasons),
+        ("refused", [f"{part}: {why}" for part, why in decision.intent.refused]),
+        ("writes", [f"{file} = {value}" for _, file, value in plan.files()]),
+        ("tells", [told] if told and compiled.get("machine_truth", True) else []),
+    ]
+
+
+@policy.command("test")
+@click.option(
+    "--policy", "files", multiple=True, type=click.Path(path_type=Path), help="A file to try (repeatable)."
+)
+@click.argument("cases", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+def test_cases(files: tuple[Path, ...], cases: Path) -> None:
+    """Run the CASES of a YAML file: given a command, environment and tier, expect a plan."""
+    try:
+        compiled = load_files(files)
+        results = policytest.run_file(compiled, cases)
+    except (policyfile.PolicyError, ConfigError, policytest.CaseError) as error:
+        _fail(str(error))
+        return
+    except yaml.YAMLError as error:
+        _fail(f"{cases}: not valid YAML: {error}")
+        return
+    failed = [result for result in results if result.differences]
+    for result in results:
+        click.echo(f"{'FAIL' if result.differences else 'ok  '} {result.name}")
+        for difference in result.differences:
+            click.echo(f"       {difference}")
+    click.echo(f"{len(results) - len(failed)} of {len(results)} cases hold")
+    if failed:
+        sys.exit(1)
+
+
+@policy.command()
+def schema() -> None:
+    """Print the JSON Schema of policy files."""
+    click.echo(json.dumps(json_schema(), indent=2))
+
+
+@policy.command("reference")
+def print_reference() -> None:
+    """Print the reference of all keys, in Markdown."""
+    click.echo(reference(), nl=False)

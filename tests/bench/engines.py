@@ -13,8 +13,10 @@ from pathlib import Path
 
 from bundle import running
 from pairs import Comparison, compare
+from policy import write_policy
 
 DOCKER_PAIRS = 15
+POLICIES = Path("/etc/agentrun/policy.d")
 
 
 def runtimes(pairs: int, folder: Path) -> list[Comparison]:
@@ -35,7 +37,7 @@ def runtimes(pairs: int, folder: Path) -> list[Comparison]:
         floor.write_text('#!/bin/sh\nexec runc "$@"\n')
         floor.chmod(0o755)
         through_sh = ("sh, exec runc state", [str(floor), "state", ids["runc"]])
-        return [
+        results = [
             compare("exec on runc", exec_true("runc"), exec_true("agentrun-runc"), pairs),
             compare("exec on crun", exec_true("crun"), exec_true("agentrun-crun"), pairs),
             compare("exec on crun against plain runc", exec_true("runc"), exec_true("agentrun-crun"), pairs),
@@ -43,6 +45,14 @@ def runtimes(pairs: int, folder: Path) -> list[Comparison]:
             compare("state through an empty shell script: the floor", state("runc"), through_sh, pairs),
             compare("state on crun", state("crun"), state("agentrun-crun"), pairs),
         ]
+        write_policy(POLICIES, 200)
+        try:
+            subprocess.run(["agentrunctl", "policy", "compile"], check=True, stdout=subprocess.DEVNULL)
+            title = "exec on runc, policy of 200 rules"
+            results.append(compare(title, exec_true("runc"), exec_true("agentrun-runc"), pairs))
+        finally:
+            (POLICIES / "10-bench.yaml").unlink()
+        return results
 
 
 def docker(pairs: int) -> Comparison:

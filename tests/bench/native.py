@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pairs import Comparison, compare
+from policy import write_policy
 
 MOUNTS = ("/sys/fs/cgroup/unified", "/sys/fs/cgroup")
 
@@ -56,8 +57,15 @@ def install(folder: Path) -> str:
     backend = folder / "runc"
     backend.symlink_to("/bin/true")
     (folder / "root/etc/agentrun/config.toml").write_text(f'version = 1\nbackends = ["{backend}"]\n')
-    subprocess.run(["make", "-s", "install", f"PREFIX={folder}/usr"], check=True)
+    subprocess.run(["make", "-s", "install", f"PREFIX={folder}/usr", f"PYTHON={interpreter()}"], check=True)
     return f"{folder}/usr/bin/agentrun"
+
+
+def interpreter() -> str:
+    """The system's Python; ours where that has no PyYAML, which compiles policies."""
+    command = ["/usr/bin/python3", "-c", "import yaml"]
+    has_yaml = subprocess.run(command, capture_output=True, check=False).returncode == 0
+    return command[0] if has_yaml else sys.executable
 
 
 def main() -> None:
@@ -76,6 +84,8 @@ def main() -> None:
             execed = ("agentrun exec", [agentrun, *root, "exec", container_id, "true"])
             results.append(compare("pass-through, native", true, passed, pairs))
             results.append(compare("exec path, native", true, execed, pairs))
+            write_policy(folder / "root/etc/agentrun/policy.d", 200)
+            results.append(compare("exec path with a policy of 200 rules, native", true, execed, pairs))
     print("\n".join(result.row() for result in results))
 
 

@@ -176,6 +176,11 @@ def leftovers_of(name):
     return [path for path in leftovers() if name in path]
 
 
+def test_front_runs_in_busybox_too():
+    ours = run("busybox", "sh", "/usr/bin/agentrun-runc", "--version").stdout
+    assert ours == run("runc", "--version").stdout
+
+
 def test_call_of_an_engine_that_is_exempt_from_oom_kills_can_be_killed(box):
     hog = ("awk", 'BEGIN { s = "12345678"; while (length(s) < 150000000) s = s s }')
     limit = ("-e", "AGENTRUN_INTENT=memory=40m", "-e", f"PATH={PATH}")

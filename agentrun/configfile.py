@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from agentrun import fastjson, files
 from agentrun import policy as policies
 from agentrun.config import Config
 from agentrun.errors import ConfigError, StateError
+from agentrun.units import parse_number
 
 if TYPE_CHECKING:
     from agentrun.paths import Paths
@@ -21,6 +23,7 @@ VERSION = 1
 MODES = ("enforce", "observe", "off")
 PIDS_FLOOR = 16
 PIDS_MAX = 4096
+PIDS_LIMIT = 1 << 22  # kernel.pid_max at most
 # Engines call a runtime with any PATH or none (podman kill/delete), so names are looked up here.
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 BUILTIN_BACKENDS = ("runc", "crun")
@@ -31,19 +34,58 @@ _KEYS = {
 }
 
 
-def _fail(path: str, key: str, value: object, why: str) -> ConfigError:
-    return ConfigError(f"read {path}: {key} = {value!r}: {why}")
+class _Source:
+    """config.toml while it is read: all its problems, each with file, line and column."""
 
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.problems: list[str] = []
+        self.text = ""
+        self.table = self._read()
 
-def _check_keys(path: str, table: dict[str, Any], section: str) -> None:
-    known = _KEYS[section]
-    for key in table:
-        if key in known:
-            continue
-        name = f"{section}.{key}" if section else key
-        close = difflib.get_close_matches(key, known, n=1)
-        hint = f", did you mean {close[0]!r}?" if close else f", known keys: {', '.join(known)}"
-        raise ConfigError(f"read {path}: unknown key {name!r}{hint}")
+    def _read(self) -> dict[str, Any]:
+        try:
+            with open(self.path, encoding="utf-8") as file:
+                self.text = file.read()
+            return tomllib.loads(self.text)
+        except tomllib.TOMLDecodeError as error:
+            found = re.search(r" \(at line (\d+), column (\d+)\)", str(error))
+            place = f"{found[1]}:{found[2]}" if found else f"{self.text.count(chr(10)) + 1}:1"
+            raise ConfigError(f"{self.path}:{place}: not valid TOML: {error}") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{self.path}:1:1: cannot be read: {error}") from error
+
+    def problem(self, key: str, text: str) -> None:
+        """Note a mistake at a key (`calls.pids_max`)."""
+        line, column = self._locate(key)
+        self.problems.append(f"{self.path}:{line}:{column}: {text}")
+
+    def wrong(self, key: str, value: object, why: str) -> None:
+        """Note a value that is not what it should be."""
+        self.problem(key, f"{key} = {value!r}: {why}")
+
+    def _locate(self, key: str) -> tuple[int, int]:
+        """Where a key stands; tomllib does not tell. A key that is missing belongs to the first line."""
+        section, _, name = key.rpartition(".")
+        current = ""
+        for number, line in enumerate(self.text.splitlines(), 1):
+            header = re.match(r"\s*\[\s*([\w.-]+)\s*\]", line)
+            if header:
+                current = header[1]
+            found = re.match(rf"(\s*\[?\s*)({re.escape(key)}|{re.escape(name)})\b", line)
+            if found and (current == section or found[2] == key):
+                return number, len(found[1]) + 1
+        return 1, 1
+
+    def check_keys(self, table: dict[str, Any], section: str) -> None:
+        """Note keys that nobody knows."""
+        known = _KEYS[section]
+        for key in table:
+            if key not in known:
+                name = f"{section}.{key}" if section else key
+                close = difflib.get_close_matches(key, known, n=1)
+                hint = f", did you mean {close[0]!r}?" if close else f", known keys: {', '.join(known)}"
+                self.problem(name, f"unknown key {name!r}{hint}")
 
 
 def kind_of(path: str) -> str:
@@ -68,57 +110,56 @@ def _is_agentrun(path: str) -> bool:
     return os.path.basename(os.path.realpath(path)).split("-")[0] == "agentrun"
 
 
-def _read_backends(path: str, names: Any) -> list[tuple[str, str]]:
+def _read_backends(source: _Source) -> list[tuple[str, str]]:
+    names = source.table.get("backends", list(BUILTIN_BACKENDS))
     if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
-        raise _fail(path, "backends", names, "expected a list of names or absolute paths")
+        source.wrong("backends", names, "expected a list of names or absolute paths")
+        return []
     found = []
+    before = len(source.problems)
     for name in names:
-        if "/" in name and not os.path.isabs(name):
-            raise _fail(path, "backends", name, "neither a plain name nor an absolute path")
-        if any(character.isspace() for character in name):
-            raise _fail(path, "backends", name, "white space is not supported in a backend's path")
         backend = find_backend(name)
-        if backend is None:
-            continue
-        if _is_agentrun(backend):
-            raise _fail(path, "backends", name, "this is agentrun itself")
-        found.append((kind_of(backend), backend))
-    if not found:
-        raise _fail(path, "backends", names, f"none is installed (searched {SEARCH_PATH})")
+        if "/" in name and not os.path.isabs(name):
+            source.wrong("backends", name, "neither a plain name nor an absolute path")
+        elif any(character.isspace() for character in name):
+            source.wrong("backends", name, "white space is not supported in a backend's path")
+        elif backend is not None and _is_agentrun(backend):
+            source.wrong("backends", name, "this is agentrun itself")
+        elif backend is not None:
+            found.append((kind_of(backend), backend))
+    if not found and len(source.problems) == before:
+        source.wrong("backends", names, f"none is installed (searched {SEARCH_PATH})")
     return found
 
 
-def _read_choice(path: str, table: dict[str, Any], key: str, choices: tuple[str, ...]) -> str:
-    value = table.get(key, choices[0])
+def _read_choice(source: _Source, key: str, choices: tuple[str, ...]) -> str:
+    value = source.table.get(key, choices[0])
     if value not in choices:
-        raise _fail(path, key, value, f"expected one of {', '.join(choices)}")
+        source.wrong(key, value, f"expected one of {', '.join(choices)}")
     return str(value)
 
 
-def _read_percent(path: str, key: str, value: Any) -> float | None:
+def _read_percent(source: _Source, key: str, value: Any) -> float | None:
     """A share such as "80%"; None and "none" mean no ceiling of its own."""
     if value is None or value == "none":
         return None
-    try:
-        if not (isinstance(value, str) and value.endswith("%")):
-            raise ValueError
-        percent = float(value[:-1])
-        if not 0 < percent <= 100:
-            raise ValueError
-    except ValueError:
-        raise _fail(path, key, value, 'expected a share such as "80%", or "none"') from None
-    return percent
+    number = parse_number(value[:-1]) if isinstance(value, str) and value.endswith("%") else None
+    if number is None or not 0 < number <= 100:
+        source.wrong(key, value, 'expected a share such as "80%", or "none"')
+    return number
 
 
-def _read_calls(path: str, table: Any) -> dict[str, Any]:
+def _read_calls(source: _Source) -> dict[str, Any]:
     """The built-in policy, with the limits of `[calls]`; it counts as long as there is no policy file."""
+    table = source.table.get("calls", {})
     if not isinstance(table, dict):
-        raise _fail(path, "calls", table, "expected a table")
-    _check_keys(path, table, "calls")
+        source.wrong("calls", table, "expected a table")
+        return policies.builtin()
+    source.check_keys(table, "calls")
     pids = table.get("pids_max", PIDS_MAX)
-    if not isinstance(pids, int) or isinstance(pids, bool) or not PIDS_FLOOR <= pids <= 1 << 22:
-        raise _fail(path, "calls.pids_max", pids, f"expected a number from {PIDS_FLOOR} to {1 << 22}")
-    return policies.builtin(_read_percent(path, "calls.memory_max", table.get("memory_max")), pids)
+    if not isinstance(pids, int) or isinstance(pids, bool) or not PIDS_FLOOR <= pids <= PIDS_LIMIT:
+        source.wrong("calls.pids_max", pids, f"expected a number from {PIDS_FLOOR} to {PIDS_LIMIT}")
+    return policies.builtin(_read_percent(source, "calls.memory_max", table.get("memory_max")), pids)
 
 
 def builtin() -> Config:
@@ -127,30 +168,23 @@ def builtin() -> Config:
     return Config([(kind_of(path), path) for path in names])
 
 
-def _read_toml(path: str) -> dict[str, Any]:
-    try:
-        with open(path, "rb") as file:
-            return tomllib.load(file)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"read {path}: {error}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"read {path}: {error}") from error
-
-
 def compile_file(paths: Paths) -> Config:
-    """Read and check config.toml. Raises ConfigError, which names the key, its value and what is expected."""
+    """Read and check config.toml. Raises ConfigError with every mistake: its place, value, what to write."""
     if not os.path.exists(paths.config):
         return builtin()
-    table = _read_toml(paths.config)
-    _check_keys(paths.config, table, "")
-    if table.get("version") != VERSION:
-        raise _fail(paths.config, "version", table.get("version"), f"expected {VERSION}")
-    return Config(
-        _read_backends(paths.config, table.get("backends", list(BUILTIN_BACKENDS))),
-        _read_choice(paths.config, table, "mode", MODES),
-        _read_choice(paths.config, table, "fail", ("open", "closed")) == "closed",
-        _read_calls(paths.config, table.get("calls", {})),
+    source = _Source(paths.config)
+    source.check_keys(source.table, "")
+    if source.table.get("version") != VERSION:
+        source.wrong("version", source.table.get("version"), f"expected {VERSION}")
+    compiled = Config(
+        _read_backends(source),
+        _read_choice(source, "mode", MODES),
+        _read_choice(source, "fail", ("open", "closed")) == "closed",
+        _read_calls(source),
     )
+    if source.problems:
+        raise ConfigError("\n".join(source.problems))
+    return compiled
 
 
 def compile_policy(paths: Paths) -> dict[str, Any] | None:

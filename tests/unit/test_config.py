@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import tomllib
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from agentrun import config, configfile
 from agentrun.errors import ConfigError
 from agentrun.paths import Paths
 
+TREE = Path(__file__).parents[2]
 GOOD = 'version = 1\nbackends = ["/bin/true"]\n'
 
 
@@ -55,7 +59,26 @@ def test_mistake_is_named(paths, text):
     with pytest.raises(ConfigError) as caught:
         configfile.compile_file(paths)
     assert MISTAKES[text] in str(caught.value)
-    assert str(caught.value).startswith(f"read {paths.config}: ")
+    assert str(caught.value).startswith(f"{paths.config}:")
+
+
+def test_all_mistakes_are_told_with_their_places(paths):
+    write(paths, GOOD + 'mode = "on"\n\n[calls]\n  pids_max = 4\ncolour = 1\n')
+    with pytest.raises(ConfigError) as caught:
+        configfile.compile_file(paths)
+    places = [line.removeprefix(paths.config).split(": ")[0] for line in str(caught.value).splitlines()]
+    assert places == [":3:1", ":7:1", ":6:3"]
+
+
+def test_published_schema_knows_every_key():
+    schema = json.loads((TREE / "configs/config.schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    assert tuple(schema["properties"]) == configfile._KEYS[""]
+    assert tuple(schema["properties"]["calls"]["properties"]) == configfile._KEYS["calls"]
+    jsonschema.validate(tomllib.loads((TREE / "configs/config.toml").read_text()), schema)
+    for wrong in ({"version": 2}, {"version": 1, "mode": "on"}, {"version": 1, "calls": {"pids_max": 1}}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(wrong, schema)
 
 
 def test_shipped_configuration_is_the_default(paths, tmp_path):

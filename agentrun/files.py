@@ -78,15 +78,21 @@ def append_line(path: str, line: str) -> None:
         posix.close(fd)
 
 
-def write_atomic(path: str, data: bytes, mode: int = 0o600) -> None:
-    """Replace `path` as a whole: readers see the old content or the new one. Raises OSError."""
+def write_atomic(path: str, data: bytes, like: posix.stat_result | None = None) -> None:
+    """Replace `path` as a whole: readers see the old content or the new one. Raises OSError.
+
+    The new file is root's alone, or has the owner and mode of `like`.
+    """
     temporary = f"{path}.{posix.getpid()}.tmp"
     flags = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC | posix.O_NOFOLLOW
-    fd = posix.open(temporary, flags, mode)
+    fd = posix.open(temporary, flags, 0o600)
     try:
         try:
             if posix.write(fd, data) != len(data):
                 raise OSError(errno.ENOSPC, "short write")
+            if like is not None:
+                posix.fchown(fd, like.st_uid, like.st_gid)
+                posix.fchmod(fd, stat.S_IMODE(like.st_mode))
         finally:
             posix.close(fd)
         posix.rename(temporary, path)

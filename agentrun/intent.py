@@ -13,6 +13,7 @@ counts.
 from __future__ import annotations
 
 from agentrun import fastjson
+from agentrun.plan import LARGEST
 from agentrun.units import parse_count, parse_duration, parse_number, parse_size
 
 TYPE_CHECKING = False
@@ -30,7 +31,6 @@ _REFUSED_LIMIT = 16  # refused parts that a record names
 _NAME_LIMIT = 64
 
 # AgentCgroup's words (README: low = 256 MiB, medium = 1 GiB, high = as much as is allowed).
-LARGEST = 1 << 62
 _WORDS = {"low": 256 << 20, "medium": 1 << 30, "high": LARGEST, "max": LARGEST}
 _ALIASES = {"mem": "memory", "cpus": "cpu", "timeout": "time", "network": "net"}
 

@@ -20,6 +20,7 @@ MEMORY_FLOOR = 32 << 20
 PIDS_FLOOR = 16
 CPU_FLOOR = 0.1
 CPU_PERIOD_US = 100_000
+LARGEST = 1 << 62  # what AgentCgroup's `high` asks for: as much as is allowed
 WEIGHT_MIN, WEIGHT_MAX, WEIGHT_DEFAULT = 1, 10_000, 100  # cpu.weight and io.weight (cgroup-v2.rst)
 PRIORITIES = {"low": 50, "normal": 100, "high": 200}  # percent of the class's weights
 
@@ -149,62 +150,61 @@ class _Clamp:
 
 
 def _asked_name(asked: float) -> str:
-    return "asked by the intent" if asked < 1 << 62 else "(as much as is allowed) asked by the intent"
+    return "asked by the intent" if asked < LARGEST else "(as much as is allowed) asked by the intent"
 
 
-def _memory(plan: Plan, klass: Any, tier: Any, session: Limits, host: Limits, intent: Intent) -> None:
-    own, tiers = klass.get("memory", {}), tier.get("memory", {})
+class _Around:
+    """What surrounds one quantity of a call: class and tier (tables of the policy), session and host."""
 
-    def size(value: Any, of_max: float | None = None) -> float | None:
-        return amount(value, session.memory, host.memory, of_max)
+    __slots__ = ("host", "klass", "session", "tier")
 
+    def __init__(self, klass: Any, tier: Any, session: float | None, host: float | None) -> None:
+        self.klass = klass
+        self.tier = tier
+        self.session = session
+        self.host = host
+
+    def amount(self, value: Any, own: float | None = None) -> float | None:
+        """An amount of the policy as a number."""
+        return amount(value, self.session, self.host, own)
+
+
+def _grant(
+    clamp: _Clamp, asked: float | None, around: _Around, class_name: str, floor: float
+) -> float | None:
+    """What a call gets: what it asked, else its class's default, inside every ceiling and above the floor."""
+    if asked is not None:
+        clamp.take(float(asked), _asked_name(asked))
+    clamp.take(around.amount(around.klass.get("default")), f"by default in class {class_name}")
+    clamp.cut(around.amount(around.klass.get("max")), f"class {class_name}", imposes=True)
+    clamp.cut(around.amount(around.tier.get("max")), "tier", imposes=True)
+    clamp.cut(around.session, "session")
+    clamp.cut(around.host, "host")
+    clamp.raise_to(floor, around.session, around.host)
+    return clamp.value
+
+
+def _memory(plan: Plan, around: _Around, asked: float | None) -> None:
     clamp = _Clamp(plan, "memory", show_size)
-    if intent.memory is not None:
-        clamp.take(float(intent.memory), _asked_name(intent.memory))
-    clamp.take(size(own.get("default")), f"by default in class {plan.class_name}")
-    clamp.cut(size(own.get("max")), f"class {plan.class_name}", imposes=True)
-    clamp.cut(size(tiers.get("max")), "tier", imposes=True)
-    clamp.cut(session.memory, "session")
-    clamp.cut(host.memory, "host")
-    clamp.raise_to(MEMORY_FLOOR, session.memory, host.memory)
-    maximum = clamp.value
+    maximum = _grant(clamp, asked, around, plan.class_name, MEMORY_FLOOR)
     plan.memory = None if maximum is None else int(maximum)
     for name in ("high", "low", "min"):
         part = _Clamp(plan, f"memory.{name}", show_size)
-        part.take(size(own.get(name), maximum), f"by class {plan.class_name}")
+        part.take(around.amount(around.klass.get(name), maximum), f"by class {plan.class_name}")
         part.cut(maximum, "call's own memory.max")
         if name == "high":
-            part.raise_to(MEMORY_FLOOR, session.memory, host.memory)
-            plan.memory_high = None if part.value is None else int(part.value)
-        elif part.value is not None:
-            setattr(plan, f"memory_{name}", int(part.value))
+            part.raise_to(MEMORY_FLOOR, around.session, around.host)
+        setattr(plan, f"memory_{name}", None if part.value is None else int(part.value))
 
 
-def _cpu(plan: Plan, klass: Any, tier: Any, session: Limits, host: Limits, intent: Intent) -> None:
-    own, tiers = klass.get("cpu", {}), tier.get("cpu", {})
-    clamp = _Clamp(plan, "cpu", show_number)
-    clamp.take(intent.cpu, "asked by the intent")
-    clamp.take(amount(own.get("default"), session.cpus, host.cpus), f"by default in class {plan.class_name}")
-    clamp.cut(amount(own.get("max"), session.cpus, host.cpus), f"class {plan.class_name}", imposes=True)
-    clamp.cut(amount(tiers.get("max"), session.cpus, host.cpus), "tier", imposes=True)
-    clamp.cut(session.cpus, "session")
-    clamp.cut(host.cpus, "host")
-    clamp.raise_to(CPU_FLOOR, session.cpus, host.cpus)
-    plan.cpus = clamp.value
-    plan.cpuset = own.get("cpus")
+def _cpu(plan: Plan, around: _Around, asked: float | None) -> None:
+    plan.cpus = _grant(_Clamp(plan, "cpu", show_number), asked, around, plan.class_name, CPU_FLOOR)
+    plan.cpuset = around.klass.get("cpus")
 
 
-def _pids(plan: Plan, klass: Any, tier: Any, session: Limits, host: Limits, intent: Intent) -> None:
-    own, tiers = klass.get("pids", {}), tier.get("pids", {})
-    clamp = _Clamp(plan, "pids", show_number)
-    clamp.take(intent.pids, "asked by the intent")
-    clamp.take(amount(own.get("default"), session.pids, host.pids), f"by default in class {plan.class_name}")
-    clamp.cut(amount(own.get("max"), session.pids, host.pids), f"class {plan.class_name}", imposes=True)
-    clamp.cut(amount(tiers.get("max"), session.pids, host.pids), "tier", imposes=True)
-    clamp.cut(session.pids, "session")
-    clamp.cut(host.pids, "host")
-    clamp.raise_to(PIDS_FLOOR, session.pids, host.pids)
-    plan.pids = None if clamp.value is None else int(clamp.value)
+def _pids(plan: Plan, around: _Around, asked: float | None) -> None:
+    granted = _grant(_Clamp(plan, "pids", show_number), asked, around, plan.class_name, PIDS_FLOOR)
+    plan.pids = None if granted is None else int(granted)
 
 
 def _show_time(seconds: float) -> str:
@@ -288,9 +288,13 @@ def make_plan(
     """The plan for one call of a class. An intent moves only inside class, tier, session and host."""
     klass, tier = policy["classes"][class_name], policy["tiers"].get(tier_name, {})
     plan = Plan(class_name)
-    _memory(plan, klass, tier, session, host, intent)
-    _cpu(plan, klass, tier, session, host, intent)
-    _pids(plan, klass, tier, session, host, intent)
+
+    def around(name: str, session_limit: float | None, host_limit: float | None) -> _Around:
+        return _Around(klass.get(name, {}), tier.get(name, {}), session_limit, host_limit)
+
+    _memory(plan, around("memory", session.memory, host.memory), intent.memory)
+    _cpu(plan, around("cpu", session.cpus, host.cpus), intent.cpu)
+    _pids(plan, around("pids", session.pids, host.pids), intent.pids)
     _time(plan, klass, tier, intent)
     _weights(plan, klass, intent)
     _network(plan, klass, intent)

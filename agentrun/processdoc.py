@@ -135,20 +135,5 @@ def replace(path: str, document: dict[str, Any]) -> bool:
     info = posix.stat(path, follow_symlinks=False)
     if not stat.S_ISREG(info.st_mode) or info.st_nlink != 1:
         return False
-    data = fastjson.dump_bytes(document)
-    temporary = f"{path}.agentrun-{posix.getpid()}"
-    flags = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC | posix.O_NOFOLLOW
-    fd = posix.open(temporary, flags, 0o600)
-    try:
-        try:
-            while data:
-                data = data[posix.write(fd, data) :]
-            posix.fchown(fd, info.st_uid, info.st_gid)
-            posix.fchmod(fd, stat.S_IMODE(info.st_mode))
-        finally:
-            posix.close(fd)
-        posix.rename(temporary, path)
-    except OSError:
-        posix.unlink(temporary)
-        raise
+    files.write_atomic(path, fastjson.dump_bytes(document), like=info)
     return True

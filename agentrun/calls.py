@@ -32,6 +32,8 @@ _STATE_LIMIT = 1 << 20
 _HARVEST_LIMIT = 16  # slots that one exec looks at, so that its own cost stays bounded
 _SLOTS_LIMIT = 1 << 16
 _KILL_WAIT_S = 2.0
+_LOCK_WAIT_S = 2.0
+BACKLOG_LIMIT = 64  # calls of one container that wait for agentrund before an exec helps out
 
 
 def escape_root(root: str) -> str:
@@ -125,14 +127,59 @@ class Calls:
         if not slots:
             return 0
         first = posix.getpid() % len(slots) if len(slots) > limit else 0
-        lock = posix.open(
-            _LOCK, posix.O_RDWR | posix.O_CREAT | posix.O_CLOEXEC | posix.O_NOFOLLOW, 0o600, dir_fd=self._fd
-        )
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            return sum(map(self._harvest_one, (slots[first:] + slots[:first])[:limit]))
-        except BlockingIOError:
+        lock = self._lock(wait=wait)
+        if lock is None:
             return 0
+        try:
+            return sum(map(self._harvest_one, (slots[first:] + slots[:first])[:limit]))
+        finally:
+            posix.close(lock)
+
+    def harvest_slot(self, name: str) -> bool:
+        """Record and remove one call if it ended."""
+        lock = self._lock(wait=True)
+        if lock is None:
+            return False
+        try:
+            return name in self.slots() and self._harvest_one(name)
+        finally:
+            posix.close(lock)
+
+    def _lock(self, *, wait: bool) -> int | None:
+        """The lock that guards harvests and notes; None where another holds it.
+
+        Waiting has an end: whoever holds it may be stopped, and a container must be deletable even so.
+        """
+        flags = posix.O_RDWR | posix.O_CREAT | posix.O_CLOEXEC | posix.O_NOFOLLOW
+        lock = posix.open(_LOCK, flags, 0o600, dir_fd=self._fd)
+        deadline = time.monotonic() + (_LOCK_WAIT_S if wait else 0)
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    posix.close(lock)
+                    return None
+                time.sleep(0.001)
+            else:
+                return lock
+
+    def note(self, name: str, call_id: str, **notes: object) -> bool:
+        """Add to the state of a live call what will be in its record; False when that call is over.
+
+        Whoever records the call then knows it: agentrund, the next exec, or delete.
+        """
+        lock = self._lock(wait=True)
+        if lock is None:
+            return False
+        try:
+            state = self.read(name)
+            if state is None or state.get("id") != call_id:
+                return False
+            temporary = f".note-{posix.getpid()}"
+            self._write(temporary, fastjson.dumps({**state, **notes}).encode("ascii"))
+            posix.rename(temporary, name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+            return True
         finally:
             posix.close(lock)
 
@@ -177,6 +224,9 @@ class Calls:
         """
         calls = container.child(layout.CALLS)
         if calls.exists() and calls.is_populated():
+            for name in self.slots():
+                if calls.child(name).is_populated():
+                    self.note(name, str((self.read(name) or {}).get("id")), killed_by="engine")
             _kill(calls)
         self.harvest(limit=_SLOTS_LIMIT, wait=True)
         self.forget_if_empty()
@@ -233,6 +283,27 @@ def _open(paths: Paths, escaped_root: str, container_id: str, *, make: bool) -> 
             posix.close(fd)
         fd = files.open_private_directory(step, StateError)
     return Calls(paths, steps[-1], fd)
+
+
+def open_where(paths: Paths, where: str) -> Calls | None:
+    """Open the calls in a session's directory; None where it is gone. Raises StateError."""
+    head, _, container_id = where.rpartition("/")
+    return _open(paths, head.rpartition("/")[2], container_id, make=False)
+
+
+def is_daemon_alive(paths: Paths) -> bool:
+    """Whether agentrund runs: it holds a lock for as long as it lives."""
+    try:
+        fd = posix.open(paths.run + "/agentrund.lock", posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        posix.close(fd)
+    return False
 
 
 def open_all(paths: Paths) -> Iterator[Calls]:

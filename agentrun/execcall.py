@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import posix
 import time
 
 from agentrun import calls, layout, log, processdoc, records, session, surroundings
 from agentrun.cgroup import Cgroup
 from agentrun.decide import Decision, decide
-from agentrun.errors import CgroupError, reason
+from agentrun.errors import CgroupError, StateError, reason
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,18 +38,40 @@ def prepare(paths: Paths, config: Config, invocation: Invocation, found: Contain
     decision = decide(config.policy, config.mode, facts, process, limits, surroundings.host_limits())
     if decision.plan is None:
         return []
-    live = calls.open_calls(paths, found.root, found.container_id)
-    if live is None:
-        return []
     try:
-        live.harvest()
-        name = _open_call(config, invocation, found, live, process, decision)
-    finally:
-        live.close()
+        name = _live_call(paths, config, invocation, found, process, decision)
+    except StateError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        # The session's directory was removed between opening it and using it: somebody tidied up.
+        name = _live_call(paths, config, invocation, found, process, decision)
+    if name is None:
+        return []
     if decision.mode == "enforce":
         _become_killable()
         _tell_truth(paths, config, process, decision.plan, limits)
     return ["--cgroup", f"{layout.CALLS}/{name}"]
+
+
+def _live_call(
+    paths: Paths,
+    config: Config,
+    invocation: Invocation,
+    found: Container,
+    process: processdoc.Process,
+    decision: Decision,
+) -> str | None:
+    """Record calls before this one, and make this one; returns its slot's name."""
+    live = calls.open_calls(paths, found.root, found.container_id)
+    if live is None:
+        return None
+    try:
+        # agentrund knows better when and how a call ended; a backlog means that it is stuck.
+        if len(live.slots()) >= calls.BACKLOG_LIMIT or not calls.is_daemon_alive(paths):
+            live.harvest()
+        return _open_call(config, invocation, found, live, process, decision)
+    finally:
+        live.close()
 
 
 def _become_killable() -> None:
@@ -121,6 +144,8 @@ def _open_call(
         "root": found.root,
         "backend": found.kind,
         "exec_id": pid_file.rpartition("/")[2].removesuffix(".pid") if pid_file else None,
+        "pid_file": _absolute(pid_file),
+        "oom_before": records.oom_counts(container),
         "calls": container.child(layout.CALLS).path,
         "command": records.describe_command(
             process.argv, decision.command.program, config.policy.get("record_command", "name")
@@ -152,6 +177,10 @@ def _open_call(
         live.free_slot(name)
         raise
     return name
+
+
+def _absolute(path: str | None) -> str | None:
+    return path if path is None or path.startswith("/") else f"{posix.getcwd()}/{path}"
 
 
 def _write_limit(call: Cgroup, file: str, value: str) -> None:

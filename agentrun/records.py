@@ -5,20 +5,22 @@ from __future__ import annotations
 import posix
 import time
 
-from agentrun import fastjson, files
+from agentrun import fastjson, files, verdict
+from agentrun.cgroup import Cgroup
 from agentrun.errors import StateError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from agentrun.cgroup import Cgroup
     from agentrun.paths import Paths
 
 VERSION = 1
 _PLANNED = (
     "mode", "policy", "session", "tier", "class", "rule", "intent", "limits", "reasons", "not_enforced",
 )  # fmt: skip
+# What agentrund notes in the state of a call while that runs.
+NOTES = ("exit_code", "signal", "timed_out", "slow", "killed_by", "end")
 _WORD_LIMIT = 64
 _COMMAND_LIMIT = 4096  # characters of a whole command
 _SIZE_LIMIT = 64 << 20  # two files of 64 MiB: some 200,000 calls
@@ -73,14 +75,11 @@ def _cut(words: list[str]) -> list[str]:
 def make(slot: str, state: dict[str, Any], call: Cgroup) -> dict[str, Any]:
     """The record of a call whose cgroup was found empty.
 
-    The kernel does not keep when a cgroup became empty, so `end` is when it was found so: an upper bound
-    (`end_is` says which). Measurements are null where the cgroup had vanished before (systemd removes a
-    stopped container's scope with all below it).
+    With agentrund, `end` is when its last process was gone. Without, the kernel does not keep that, and
+    `end` is when the cgroup was found empty: an upper bound (`end_is` says which). Measurements are null
+    where the cgroup had vanished before (systemd removes a stopped container's scope with all below it).
     """
-    measured = _measure(call)
-    oom = measured.get("memory_events") or {}
-    killed = oom.get("oom_kill", 0) > 0
-    return {
+    record = {
         "version": VERSION,
         **{key: state.get(key) for key in ("id", "container", "root", "backend", "exec_id")},
         "slot": slot,
@@ -88,13 +87,31 @@ def make(slot: str, state: dict[str, Any], call: Cgroup) -> dict[str, Any]:
         "command": state.get("command"),
         **{key: state.get(key) for key in _PLANNED},
         "start": state.get("start"),
-        "end": time.time(),
-        "end_is": "found-empty" if call.exists() else "found-removed",
-        "verdict": "oom-killed" if killed else None,
-        # `oom` counts in the cgroup whose limit was hit, `oom_kill` in the victim's own.
-        "level": ("call" if oom.get("oom", 0) else "above") if killed else None,
-        **measured,
+        "end": state.get("end") or time.time(),
+        "end_is": "seen" if state.get("end") else "found-empty" if call.exists() else "found-removed",
+        **{key: state.get(key) for key in NOTES if key != "end"},
+        "oom_before": state.get("oom_before"),
+        "oom_after": oom_counts(Cgroup(call.path.rpartition("/")[0].rpartition("/")[0])),
+        **_measure(call),
     }
+    record["verdict"], record["level"] = verdict.judge(record)
+    record["flags"] = verdict.flags(record)
+    return record
+
+
+def oom_counts(container: Cgroup) -> list[int]:
+    """How often something had to die for the container's own limit, and for limits above it.
+
+    crun on systemd makes the container's cgroup below its scope and sets the limits on both.
+    """
+    counts, at = [0, 0], container
+    is_session = True
+    while (events := at.pairs("memory.events.local")) is not None:
+        counts[0 if is_session else 1] += events.get("oom", 0)
+        head, _, name = at.path.rpartition("/")
+        is_session = is_session and name == "container" and head.endswith(".scope")
+        at = Cgroup(head)
+    return counts
 
 
 def _measure(call: Cgroup) -> dict[str, Any]:
@@ -102,6 +119,7 @@ def _measure(call: Cgroup) -> dict[str, Any]:
     return {
         "memory_peak": call.number("memory.peak"),
         "memory_events": call.pairs("memory.events"),
+        "memory_events_local": call.pairs("memory.events.local"),
         "cpu_usage_us": cpu.get("usage_usec"),
         "cpu_user_us": cpu.get("user_usec"),
         "cpu_system_us": cpu.get("system_usec"),

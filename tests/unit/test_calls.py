@@ -167,3 +167,66 @@ def test_planted_slot_is_neither_followed_nor_overwritten(session, paths, tmp_pa
 def test_two_roots_never_share_a_name(one, other):
     names = calls.escape_root(one), calls.escape_root(other)
     assert names[0] != names[1] and all("/" not in n and len(n) < 255 for n in names)
+
+
+def test_note_is_in_the_record_whoever_writes_it(session, paths):
+    made = state()
+    session.take_slot(made)
+    assert session.note("call-0", str(made["id"]), exit_code=7, killed_by="operator")
+    end_owner(paths, "call-0")
+    assert session.harvest() == 1
+    with open(paths.records) as file:
+        record = json.loads(file.read())
+    assert (record["exit_code"], record["verdict"], record["killed_by"]) == (7, "failed", "operator")
+
+
+def test_note_about_a_call_that_is_over_is_refused(session):
+    session.take_slot(state())
+    assert not session.note("call-0", "another", exit_code=1)
+    assert not session.note("call-7", "x", exit_code=1)
+    assert "exit_code" not in (session.read("call-0") or {})
+
+
+def test_one_slot_is_harvested_alone(session, paths):
+    for _ in range(2):
+        session.take_slot(state())
+    end_owner(paths, "call-0")
+    end_owner(paths, "call-1")
+    assert session.harvest_slot("call-1")
+    assert session.slots() == ["call-0"]
+    assert not session.harvest_slot("call-1")
+
+
+def test_lock_that_somebody_keeps_is_waited_for_only_so_long(session, paths, monkeypatch):
+    monkeypatch.setattr(calls, "_LOCK_WAIT_S", 0.05)
+    session.take_slot(state())
+    end_owner(paths, "call-0")
+    lock = session._lock(wait=False)
+    assert lock is not None
+    assert session.harvest(wait=True) == 0
+    assert not session.note("call-0", "x", slow=1)
+    os.close(lock)
+    assert session.harvest(wait=True) == 1
+
+
+def test_daemon_is_alive_as_long_as_it_holds_its_lock(paths, session):
+    from agentrun.daemon import take_lock
+
+    assert not calls.is_daemon_alive(paths)
+    lock = take_lock(paths)
+    assert calls.is_daemon_alive(paths)
+    os.close(lock)
+    assert not calls.is_daemon_alive(paths)
+
+
+def test_oom_counts_tell_the_container_from_what_is_above_it(tmp_path):
+    from agentrun.cgroup import Cgroup
+    from agentrun.records import oom_counts
+
+    counts = {"pods": 1, "pods/x.scope": 2, "pods/x.scope/container": 4}
+    for name, oom in counts.items():
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "memory.events.local").write_text(f"low 0\noom {oom}\n")
+    assert oom_counts(Cgroup(str(tmp_path / "pods/x.scope/container"))) == [6, 1]
+    assert oom_counts(Cgroup(str(tmp_path / "pods/x.scope"))) == [2, 1]
+    assert oom_counts(Cgroup(str(tmp_path / "nowhere"))) == [0, 0]

@@ -1,0 +1,81 @@
+"""How a call ended, judged from what the kernel and the daemon saw. Pure.
+
+| verdict | evidence |
+|---|---|
+| `oom-killed` | the kernel counted an OOM kill in the call's cgroup; never exit code 137 alone |
+| `timed-out` | agentrund killed the call at its hard time limit |
+| `killed` | the first process ended by a signal that is none of the above; `level` says by whom, if known |
+| `ok`, `failed` | its exit code |
+| None | nobody saw its exit code (no agentrund, or a process shorter than it takes to look) |
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+
+def describe_status(status: int | None) -> dict[str, Any]:
+    """`exit_code` as engines report it (128 + signal), and `signal` by name."""
+    if status is None:
+        return {"exit_code": None, "signal": None}
+    number = status & 0x7F
+    if number == 0:
+        return {"exit_code": status >> 8 & 0xFF, "signal": None}
+    import signal  # brings enum along, which the hot path cannot afford
+
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        name = str(number)
+    return {"exit_code": 128 + number, "signal": name}
+
+
+def judge(record: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """The verdict of a measured call, and its level (call, session, host, above, operator, engine)."""
+    if _count(record, "memory_events", "oom_kill") > 0:
+        return "oom-killed", _oom_level(record)
+    if record.get("timed_out"):
+        return "timed-out", "call"
+    if record.get("signal") is not None:
+        return "killed", record.get("killed_by")
+    code = record.get("exit_code")
+    if code is None:
+        return ("killed", record["killed_by"]) if record.get("killed_by") else (None, None)
+    return ("ok" if code == 0 else "failed"), None
+
+
+def flags(record: Mapping[str, Any]) -> list[str]:
+    """What slowed a call down, however it ended."""
+    found = []
+    if record.get("cpu_throttled_us"):
+        found.append("cpu-throttled")
+    if _count(record, "memory_events", "high") > 0:
+        found.append("memory-throttled")
+    if record.get("slow"):
+        found.append("slow")
+    return found
+
+
+def _oom_level(record: Mapping[str, Any]) -> str:
+    """Whose limit was hit: `oom` counts where the limit is, `oom_kill` where the victim was.
+
+    `oom_before` and `oom_after` hold [the container's, those above it: a pod, a slice]. With none of them
+    hit it was the machine that ran out.
+    """
+    local = record.get("memory_events_local")
+    own = _count(record, "memory_events_local", "oom") if local else _count(record, "memory_events", "oom")
+    if own > 0:
+        return "call"
+    before, after = record.get("oom_before"), record.get("oom_after")
+    if not before or not after:
+        return "above"
+    if after[0] > before[0]:
+        return "session"
+    return "above" if after[1] > before[1] else "host"
+
+
+def _count(record: Mapping[str, Any], file: str, name: str) -> int:
+    return int((record.get(file) or {}).get(name, 0))

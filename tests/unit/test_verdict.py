@@ -1,0 +1,64 @@
+"""What is called what."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import pytest
+
+from agentrun.verdict import describe_status, flags, judge
+
+OOM = {"memory_events": {"oom_kill": 1}}
+NOT_OWN = {"memory_events_local": {"oom": 0}}
+CASES: list[tuple[dict[str, Any], tuple[str | None, str | None]]] = [
+    ({"exit_code": 0}, ("ok", None)),
+    ({"exit_code": 1}, ("failed", None)),
+    ({"exit_code": 137}, ("failed", None)),
+    ({"exit_code": 137, "signal": "SIGKILL"}, ("killed", None)),
+    ({"exit_code": 137, "signal": "SIGKILL", "killed_by": "operator"}, ("killed", "operator")),
+    ({"exit_code": 137, "signal": "SIGKILL", "timed_out": 5}, ("timed-out", "call")),
+    ({"timed_out": 5}, ("timed-out", "call")),
+    ({**OOM, "memory_events_local": {"oom": 1}, "exit_code": 0}, ("oom-killed", "call")),
+    ({**OOM, **NOT_OWN, "oom_before": [0, 0], "oom_after": [1, 0]}, ("oom-killed", "session")),
+    ({**OOM, **NOT_OWN, "oom_before": [1, 0], "oom_after": [1, 1]}, ("oom-killed", "above")),
+    ({**OOM, **NOT_OWN, "oom_before": [1, 0], "oom_after": [1, 0]}, ("oom-killed", "host")),
+    ({**OOM, **NOT_OWN}, ("oom-killed", "above")),
+    ({"memory_events": {"oom_kill": 0, "high": 9}, "exit_code": 137, "signal": "SIGKILL"}, ("killed", None)),
+    ({"exit_code": None}, (None, None)),
+    ({}, (None, None)),
+]
+
+
+@pytest.mark.parametrize(("record", "expected"), CASES, ids=range(len(CASES)))
+def test_verdict_follows_the_evidence(record, expected):
+    assert judge(record) == expected
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "name"),
+    [
+        (0, 0, None),
+        (7 << 8, 7, None),
+        (255 << 8, 255, None),
+        (9, 137, "SIGKILL"),
+        (15, 143, "SIGTERM"),
+        (139, 139, "SIGSEGV"),
+    ],
+)
+def test_wait_status_is_read_as_engines_report_it(status, code, name):
+    assert describe_status(status) == {"exit_code": code, "signal": name}
+
+
+def test_unknown_status_stays_unknown():
+    assert describe_status(None) == {"exit_code": None, "signal": None}
+    assert describe_status(signal.SIGRTMIN + 3)["signal"]
+
+
+def test_flags_say_what_slowed_it_down():
+    assert flags({"cpu_throttled_us": 5, "memory_events": {"high": 1}, "slow": 2.0}) == [
+        "cpu-throttled",
+        "memory-throttled",
+        "slow",
+    ]
+    assert flags({"cpu_throttled_us": 0, "memory_events": None}) == []

@@ -3,6 +3,8 @@
 PREFIX ?= /usr
 DESTDIR ?=
 BINDIR := $(PREFIX)/bin
+SBINDIR := $(PREFIX)/sbin
+UNITDIR ?= $(PREFIX)/lib/systemd/system
 LIBEXECDIR := $(PREFIX)/libexec/agentrun
 PYTHON ?= $(firstword $(wildcard /usr/bin/python3) $(shell command -v python3))
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' agentrun/__init__.py)
@@ -18,11 +20,12 @@ help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 install: ## install agentrun below PREFIX (and DESTDIR)
-	PYTHON='$(PYTHON)' BINDIR='$(BINDIR)' LIBEXECDIR='$(LIBEXECDIR)' DESTDIR='$(DESTDIR)' \
-		VERSION='$(VERSION)' sh agentrun/front/install.sh
+	PYTHON='$(PYTHON)' BINDIR='$(BINDIR)' SBINDIR='$(SBINDIR)' UNITDIR='$(UNITDIR)' \
+		LIBEXECDIR='$(LIBEXECDIR)' DESTDIR='$(DESTDIR)' VERSION='$(VERSION)' sh agentrun/front/install.sh
 
 uninstall: ## remove what install put there; configuration and records stay
 	rm -f $(addprefix $(DESTDIR)$(BINDIR)/,agentrun agentrun-runc agentrun-crun agentrunctl)
+	rm -f $(DESTDIR)$(SBINDIR)/agentrund $(DESTDIR)$(UNITDIR)/agentrund.service
 	rm -rf $(DESTDIR)$(LIBEXECDIR)
 
 demo: ## show the main job: tool calls of one container, each in its own cgroup (DEMO=host: no VM)
@@ -40,7 +43,8 @@ native-test: $(VENV_STAMP) ## unit and contract tests, without a VM (root makes 
 	$(VENV)/bin/python -m pytest -q
 
 vm-test: ## integration tests on real docker, podman, containerd, runc and crun, in the test VM
-	tests/run-vm "tests/integration/test_by_hand.py tests/integration/test_edges.py" \
+	tests/run-vm \
+		"tests/integration/test_by_hand.py tests/integration/test_edges.py tests/integration/test_daemon.py" \
 		"tests/integration/test_engines.py tests/integration/test_policy.py"
 
 bench: $(VENV_STAMP) ## bare runtimes against agentrun; rewrites the table in docs/benchmarks.md

@@ -44,6 +44,11 @@ mv -f "$lib/hotpath.bin.new" "$lib/hotpath.bin"
 
 render agentrun/front/agentrun.in "$bin/agentrun"
 render agentrun/front/agentrunctl.in "$bin/agentrunctl"
+install -d -m 0755 "$DESTDIR$SBINDIR" "$DESTDIR$UNITDIR"
+render agentrun/front/agentrund.in "$DESTDIR$SBINDIR/agentrund"
+sed "s|@SBINDIR@|$SBINDIR|" configs/agentrund.service >"$DESTDIR$UNITDIR/agentrund.service.new"
+chmod 0644 "$DESTDIR$UNITDIR/agentrund.service.new"
+mv -f "$DESTDIR$UNITDIR/agentrund.service.new" "$DESTDIR$UNITDIR/agentrund.service"
 ln -sfn agentrun "$bin/agentrun-runc"
 ln -sfn agentrun "$bin/agentrun-crun"
 

@@ -248,6 +248,7 @@ def test_forced_delete_records_what_was_running(tmp_path):
         bundle.detached("exec", "--detach", bundle.id, "sleep", "1000")
     found = records("forced")
     assert len(found) == 1 and found[0]["pids_peak"] >= 1
+    assert (found[0]["verdict"], found[0]["level"]) == ("killed", "engine")
     assert [path for path in leftovers() if "forced" in path] == []
 
 

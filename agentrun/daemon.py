@@ -1,0 +1,511 @@
+"""agentrund: see the end of every call at once, keep its record, and end calls that ran out of time.
+
+Nothing depends on it. A call's state file under `/run/agentrun/sessions` is there before its cgroup;
+inotify tells of it, so an exec never waits for the daemon and never talks to it. What the daemon learns
+it notes in that file, and whoever records the call finds it there. After a crash or a restart all is found
+again from those files and the cgroup tree; what ends meanwhile is recorded by the next exec, by `delete`
+or at the restart.
+
+One thread, one epoll: inotify (new calls, pid files), `cgroup.events` of each call (POLLPRI when it empties),
+pidfds (the runtime that starts a call; the call's first process, for its exit status), and timers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import heapq
+import itertools
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from agentrun import calls, files, inotify, log, verdict
+from agentrun.cgroup import Cgroup
+from agentrun.container import start_ticks
+from agentrun.errors import AgentrunError, CgroupError, StateError
+from agentrun.paths import Paths, host_paths
+
+LOCK_FILE = "agentrund.lock"
+_CGROUP_RETRY_S = 0.002  # a slot is there a moment before its cgroup
+_STATUS_RETRY_S = 0.002  # an exit status is there once the parent (shim, conmon) has reaped the process
+_STATUS_TRIES = 500
+_LOOK_AGAIN_S = 0.01  # for a call by hand, whose runtime takes a while to become the command
+_LOOKS = 20
+_SWEEP_S = 10.0  # what an event should have told and did not
+_WATCHDOG_FACTOR = 0.5
+_DIRECTORY_EVENTS = inotify.IN_CREATE | inotify.IN_MOVED_TO
+_PID_FILE_EVENTS = inotify.IN_CLOSE_WRITE | inotify.IN_MOVED_TO
+
+
+class Timer:
+    """Something to do later, unless cancelled."""
+
+    __slots__ = ("action",)
+
+    def __init__(self, action: Callable[[], None]) -> None:
+        self.action: Callable[[], None] | None = action
+
+
+@dataclass(slots=True)
+class Call:
+    """A live call: where its state is, and what is watched for it."""
+
+    where: str
+    slot: str
+    state: dict[str, Any]
+    cgroup: Cgroup
+    descriptors: list[int] = field(default_factory=list)
+    deadlines: list[Timer] = field(default_factory=list)
+    main_pidfd: int | None = None
+    status: int | None = None
+    ended_at: float | None = None
+    tries: int = 0
+    looks: int = 0
+    over: bool = False
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What names it on this host."""
+        return self.where, self.slot
+
+    @property
+    def id(self) -> str:
+        """The call's id."""
+        return str(self.state.get("id"))
+
+
+class Daemon:
+    """The state of agentrund: what it watches. `run` works until `stop` is called."""
+
+    def __init__(self, paths: Paths) -> None:
+        self.paths = paths
+        self.sessions = f"{paths.run}/{calls.SESSIONS}"
+        self.live: dict[tuple[str, str], Call] = {}
+        self._epoll = select.epoll()
+        self._inotify = inotify.Inotify()
+        self._handlers: dict[int, Callable[[int], None]] = {}
+        self._directories: dict[int, str] = {}
+        self._pid_files: dict[str, Call] = {}
+        self._timers: list[tuple[float, int, Timer]] = []
+        self._cancelled = 0
+        self._count = itertools.count()
+        self._running = True
+        self._on(self._inotify.fileno(), select.EPOLLIN, self._read_inotify)
+        self._wake_on_signals()
+
+    # The loop.
+
+    def _wake_on_signals(self) -> None:
+        """A signal ends epoll_wait by way of a pipe: PEP 475 would wait on."""
+        reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        self._on(reading, select.EPOLLIN, lambda _: None)
+
+    def run(self) -> None:
+        """Work until told to stop."""
+        self._watch_directory(self.sessions)
+        self.later(_SWEEP_S, self._sweep)
+        notify("READY=1")
+        while self._running:
+            for fd, events in self._epoll.poll(self._next_timeout()):
+                handler = self._handlers.get(fd)
+                if handler is not None:  # an earlier event of this round may have ended it
+                    handler(events)
+            self._run_timers()
+        notify("STOPPING=1")
+
+    def stop(self) -> None:
+        """Leave the loop after this round."""
+        self._running = False
+
+    def _on(self, fd: int, events: int, handler: Callable[[int], None]) -> None:
+        self._handlers[fd] = handler
+        self._epoll.register(fd, events)
+
+    def _off(self, fd: int) -> None:
+        if self._handlers.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+        os.close(fd)
+
+    def later(self, seconds: float, action: Callable[[], None]) -> Timer:
+        """Do something once, after so many seconds."""
+        timer = Timer(action)
+        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._count), timer))
+        return timer
+
+    def _cancel(self, timer: Timer) -> None:
+        """A cancelled timer keeps nothing alive; when most are, the heap is made anew."""
+        timer.action = None
+        self._cancelled += 1
+        if self._cancelled > 1000 and self._cancelled > len(self._timers) // 2:
+            self._timers = [entry for entry in self._timers if entry[2].action is not None]
+            heapq.heapify(self._timers)
+            self._cancelled = 0
+
+    def _next_timeout(self) -> float:
+        return max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else -1
+
+    def _run_timers(self) -> None:
+        while self._timers and self._timers[0][0] <= time.monotonic():
+            timer = heapq.heappop(self._timers)[2]
+            if timer.action is None:
+                self._cancelled -= 1
+            else:
+                timer.action()
+
+    # Finding calls.
+
+    def _watch_directory(self, path: str) -> None:
+        """Watch a directory of sessions, and take what is in it already."""
+        try:
+            self._directories[self._inotify.add(path, _DIRECTORY_EVENTS)] = path
+            names = os.listdir(path)
+        except OSError:
+            return  # gone again
+        for name in names:
+            self._found(path, name)
+
+    def _found(self, directory: str, name: str) -> None:
+        depth = directory[len(self.sessions) :].count("/")
+        if depth < 2:
+            self._watch_directory(f"{directory}/{name}")
+        elif calls.is_slot(name):
+            self._take(directory, name)
+
+    def _read_inotify(self, _: int) -> None:
+        for event in self._inotify.read():
+            if event.mask & inotify.IN_Q_OVERFLOW:
+                self._watch_directory(self.sessions)
+                continue
+            directory = self._directories.get(event.watch)
+            if event.mask & inotify.IN_IGNORED:
+                self._directories.pop(event.watch, None)
+            elif directory is None:
+                continue
+            elif directory.startswith(self.sessions):
+                self._found(directory, event.name)
+            elif (call := self._pid_files.get(f"{directory}/{event.name}")) is not None:
+                self._find_main_process(call)
+
+    def _take(self, where: str, slot: str) -> None:
+        """Begin to watch a call, unless it is watched already."""
+        session = self._open(where)
+        if session is None:
+            return
+        with contextlib.closing(session):
+            state = session.read(slot)
+        known = self.live.get((where, slot))
+        if state is None:
+            return
+        if known is not None and known.id == state.get("id"):
+            known.state = state  # somebody noted something
+            self._check_end(known)
+            return
+        if known is not None:
+            self._forget(known)
+        call = Call(where, slot, state, Cgroup(str(state.get("calls"))).child(slot))
+        self.live[call.key] = call
+        self._set_deadlines(call)
+        self._watch_pid_file(call)
+        self._watch_owner(call)
+        self._watch_cgroup(call)
+
+    def _open(self, where: str) -> calls.Calls | None:
+        try:
+            return calls.open_where(self.paths, where)
+        except StateError as error:
+            log.warn(self.paths, "calls of a container cannot be read", path=where, error=str(error))
+            return None
+
+    # Watching one call.
+
+    def _watch_cgroup(self, call: Call) -> None:
+        if call.over:
+            return
+        try:
+            fd = os.open(f"{call.cgroup.path}/cgroup.events", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            if calls.is_starting(call.state):
+                self.later(_CGROUP_RETRY_S, lambda: self._watch_cgroup(call))
+            else:
+                self._check_end(call)
+            return
+
+        def changed(_: int) -> None:
+            # The file stays ready until it is read through this descriptor (kernfs_generic_poll).
+            with contextlib.suppress(OSError):  # ENODEV: the cgroup is gone
+                os.pread(fd, 256, 0)
+            self._check_end(call)
+
+        call.descriptors.append(fd)
+        self._on(fd, select.EPOLLPRI | select.EPOLLERR, changed)
+        changed(0)
+
+    def _watch_owner(self, call: Call) -> None:
+        """The runtime that starts the call: as long as it lives, an empty cgroup is not the end."""
+        owner = call.state.get("owner")
+        pidfd = _pidfd_of(owner[0], owner[1]) if isinstance(owner, list) and len(owner) == 2 else None
+        if pidfd is None:
+            return
+
+        def gone(_: int) -> None:
+            call.descriptors.remove(pidfd)
+            self._off(pidfd)
+            self._find_main_process(call)
+            self._check_end(call)
+
+        call.descriptors.append(pidfd)
+        self._on(pidfd, select.EPOLLIN, gone)
+
+    def _watch_pid_file(self, call: Call) -> None:
+        """Learn the call's first process from the file that the engine told the runtime to write."""
+        path = call.state.get("pid_file")
+        if not isinstance(path, str):
+            return
+        directory = path.rpartition("/")[0]
+        self._pid_files[path] = call
+        try:
+            self._directories[self._inotify.add(directory, _PID_FILE_EVENTS)] = directory
+        except OSError:
+            return  # the exit status stays unknown
+        self._find_main_process(call)
+
+    def _find_main_process(self, call: Call) -> None:
+        if call.main_pidfd is not None or call.over:
+            return
+        pid = _read_pid(call.state.get("pid_file")) or self._only_process(call)
+        pidfd = None if pid is None else _pidfd_in(pid, call.cgroup, self.paths.cgroup_root)
+        if pidfd is None:
+            return
+        call.main_pidfd = pidfd
+        call.descriptors.append(pidfd)
+        self._on(pidfd, select.EPOLLIN, lambda _: self._main_ended(call, pidfd))
+
+    def _only_process(self, call: Call) -> int | None:
+        """The process of a call by hand, which has no pid file: the one that is no runtime any more."""
+        if isinstance(call.state.get("pid_file"), str):
+            return None
+        pids = call.cgroup.pids()
+        # A child's parent is in the call as well; the first process came from outside.
+        first = [pid for pid in pids if not _is_runtime(pid) and _parent_of(pid) not in pids]
+        if len(first) != 1 and call.looks < _LOOKS:
+            call.looks += 1
+            self.later(_LOOK_AGAIN_S * call.looks, lambda: self._find_main_process(call))
+        return first[0] if len(first) == 1 else None
+
+    def _main_ended(self, call: Call, pidfd: int) -> None:
+        """The first process has ended; its exit status is there once its parent has reaped it."""
+        self._epoll.modify(pidfd, 0)
+        self._read_status(call)
+        self._check_end(call)
+
+    def _read_status(self, call: Call) -> bool:
+        """Whether the exit status is known, or never will be."""
+        if call.main_pidfd is None or call.status is not None:
+            return True
+        call.status = inotify.exit_status(call.main_pidfd)
+        if call.status is None:
+            return False
+        self._note(call, **verdict.describe_status(call.status))
+        return True
+
+    def _check_end(self, call: Call) -> None:
+        """Record the call if its cgroup is empty and nobody is about to place a process there."""
+        if call.over:
+            return
+        if call.cgroup.is_populated():
+            self._find_main_process(call)
+            return
+        if calls.is_starting(call.state):
+            return
+        call.ended_at = call.ended_at or time.time()
+        if not self._read_status(call) and call.tries < _STATUS_TRIES:
+            call.tries += 1
+            self.later(_STATUS_RETRY_S, lambda: self._check_end(call))
+            return
+        self._note(call, end=call.ended_at)
+        self._forget(call)
+        session = self._open(call.where)
+        if session is not None:
+            with contextlib.closing(session):
+                session.harvest_slot(call.slot)
+
+    def _forget(self, call: Call) -> None:
+        call.over = True
+        self._pid_files.pop(str(call.state.get("pid_file")), None)
+        for fd in call.descriptors:
+            self._off(fd)
+        call.descriptors.clear()
+        for timer in call.deadlines:
+            self._cancel(timer)
+        call.deadlines.clear()
+        if self.live.get(call.key) is call:
+            del self.live[call.key]
+
+    def _note(self, call: Call, **notes: object) -> None:
+        session = self._open(call.where)
+        if session is None:
+            return
+        try:
+            with contextlib.closing(session):
+                session.note(call.slot, call.id, **notes)
+        except (OSError, AgentrunError) as error:
+            log.warn(self.paths, "state of a call not noted", call=call.id, error=str(error))
+
+    # Time.
+
+    def _set_deadlines(self, call: Call) -> None:
+        limits = call.state.get("limits") or {}
+        ran = max(0.0, time.time() - float(call.state.get("start") or time.time()))
+        for name, action in (("time_soft", self._soft_limit), ("time_hard", self._hard_limit)):
+            seconds = limits.get(name)
+            if isinstance(seconds, (int, float)):
+                wait = max(0.0, seconds - ran)
+                call.deadlines.append(self.later(wait, functools.partial(action, call, seconds)))
+
+    def _soft_limit(self, call: Call, seconds: float) -> None:
+        if not call.over:
+            self._note(call, slow=seconds)
+
+    def _hard_limit(self, call: Call, seconds: float) -> None:
+        """Kill the whole tree: cgroup.kill reaches what setsid, a double fork or SIGSTOP would hide."""
+        if call.over or not call.cgroup.is_populated():
+            return
+        self._note(call, timed_out=seconds)
+        try:
+            call.cgroup.write("cgroup.kill", "1")
+        except CgroupError as error:
+            log.warn(self.paths, "call over its time not killed", call=call.id, error=str(error))
+
+    # What should not be needed.
+
+    def _sweep(self) -> None:
+        """Look at everything once in a while: an event that was lost must not cost a record."""
+        for call in list(self.live.values()):
+            self._check_end(call)
+        self._watch_directory(self.sessions)
+        self.later(_SWEEP_S, self._sweep)
+
+
+def _pidfd_of(pid: int, ticks: int | None) -> int | None:
+    """A pidfd of the very process that had this pid when it started at `ticks`."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        return None
+    if start_ticks(pid) != ticks:
+        os.close(pidfd)
+        return None
+    return pidfd
+
+
+def _pidfd_in(pid: int, cgroup: Cgroup, cgroup_root: str) -> int | None:
+    """A pidfd of a process if it is in a cgroup, or was when it ended: pids are reused, pid files stay."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        return None
+    try:
+        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+            own = [line[3:].rstrip("\n") for line in file if line.startswith("0::")]
+        signal.pidfd_send_signal(pidfd, 0)  # still that process, so what was read is about it
+    except OSError:
+        own = []
+    if own != [cgroup.path[len(cgroup_root) :]]:
+        os.close(pidfd)
+        return None
+    return pidfd
+
+
+def _read_pid(path: object) -> int | None:
+    if not isinstance(path, str):
+        return None
+    try:
+        text = files.read_regular(path, 64)
+    except OSError:
+        return None
+    return int(text) if text and text.strip().isdigit() else None
+
+
+def _parent_of(pid: int) -> int | None:
+    """A process's parent (field 4 of /proc/PID/stat); None when it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return int(file.read().rpartition(")")[2].split()[1])
+    except OSError:
+        return None
+
+
+def _is_runtime(pid: int) -> bool:
+    """Whether a process still is the runtime's own init, before it became the command.
+
+    Its name is `runc:[2:INIT]`, `crun`, or the number of the descriptor it was executed from.
+    """
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            comm = file.read().strip()
+    except OSError:
+        return True
+    return comm.startswith(("runc", "crun", "libcrun")) or comm.isdigit() or comm == "exe"
+
+
+def notify(message: str) -> None:
+    """Tell systemd (sd_notify(3)); without NOTIFY_SOCKET nobody asked."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.connect("\0" + address[1:] if address.startswith("@") else address)
+        sock.sendall(message.encode())
+
+
+def take_lock(paths: Paths) -> int:
+    """Be the only agentrund, visibly to execs. Raises StateError."""
+    os.close(files.open_private_directory(paths.run, StateError))
+    os.close(files.open_private_directory(f"{paths.run}/{calls.SESSIONS}", StateError))
+    path = f"{paths.run}/{LOCK_FILE}"
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise StateError("be the only agentrund, lock", path, error) from error
+    return fd
+
+
+def _start_watchdog(daemon: Daemon) -> None:
+    """Tell systemd's watchdog, from the loop itself, that the loop turns."""
+    microseconds = os.environ.get("WATCHDOG_USEC", "")
+    if not microseconds.isdigit():
+        return
+    period = int(microseconds) / 1e6 * _WATCHDOG_FACTOR
+
+    def beat() -> None:
+        notify("WATCHDOG=1")
+        daemon.later(period, beat)
+
+    beat()
+
+
+def main() -> None:
+    """Entry of `agentrund`."""
+    if os.geteuid() != 0:
+        sys.exit("agentrund: needs root, like the engines whose calls it watches")
+    paths = host_paths()
+    try:
+        lock = take_lock(paths)
+        daemon = Daemon(paths)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: daemon.stop())
+        _start_watchdog(daemon)
+        daemon.run()
+    except AgentrunError as error:
+        sys.exit(f"agentrund: {error}")
+    os.close(lock)

@@ -1,0 +1,94 @@
+"""inotify(7) and what else of the kernel the daemon needs and the standard library lacks, by ctypes."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import struct
+from dataclasses import dataclass
+
+IN_CLOSE_WRITE = 0x008
+IN_MOVED_TO = 0x080
+IN_CREATE = 0x100
+IN_Q_OVERFLOW = 0x4000
+IN_IGNORED = 0x8000
+IN_ONLYDIR = 0x0100_0000
+IN_DONT_FOLLOW = 0x0200_0000
+_EVENT = struct.Struct("iIII")  # wd, mask, cookie, length of the name (inotify.7)
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _check(result: int, what: str) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), what)
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something happened to `name` in the directory of watch `watch`."""
+
+    watch: int
+    mask: int
+    name: str
+
+
+class Inotify:
+    """One inotify instance; readable through `fileno`."""
+
+    def __init__(self) -> None:
+        self._fd = _check(_libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK), "inotify_init1")
+
+    def fileno(self) -> int:
+        """The descriptor, for epoll."""
+        return self._fd
+
+    def add(self, directory: str, mask: int) -> int:
+        """Watch a directory; returns the number of the watch. Raises OSError."""
+        flags = mask | IN_ONLYDIR | IN_DONT_FOLLOW
+        return _check(_libc.inotify_add_watch(self._fd, os.fsencode(directory), flags), directory)
+
+    def remove(self, watch: int) -> None:
+        """Stop watching; a directory that is gone has taken its watch along."""
+        _libc.inotify_rm_watch(self._fd, watch)
+
+    def read(self) -> list[Event]:
+        """Everything that happened since the last time."""
+        try:
+            data = os.read(self._fd, 1 << 16)
+        except BlockingIOError:
+            return []
+        events, at = [], 0
+        while at < len(data):
+            watch, mask, _, length = _EVENT.unpack_from(data, at)
+            at += _EVENT.size
+            name = data[at : at + length].rstrip(b"\0")
+            events.append(Event(watch, mask, os.fsdecode(name)))
+            at += length
+        return events
+
+    def close(self) -> None:
+        """Forget all watches."""
+        os.close(self._fd)
+
+
+_PIDFD_INFO = struct.Struct("QQIIIIIIIIIIIi")  # struct pidfd_info, first version (include/uapi/linux/pidfd.h)
+_PIDFD_INFO_EXIT = 1 << 3
+_PIDFD_GET_INFO = 3 << 30 | _PIDFD_INFO.size << 16 | 0xFF << 8 | 11
+
+
+def exit_status(pidfd: int) -> int | None:
+    """The wait status of a process that somebody else reaped; None where the kernel does not tell.
+
+    PIDFD_INFO_EXIT came with Linux 6.15 (7477d7dce48a).
+    """
+    buffer = bytearray(_PIDFD_INFO.pack(_PIDFD_INFO_EXIT, *[0] * 13))
+    try:
+        fcntl.ioctl(pidfd, _PIDFD_GET_INFO, buffer)
+    except OSError:
+        return None
+    fields = _PIDFD_INFO.unpack(buffer)
+    return int(fields[-1]) if fields[0] & _PIDFD_INFO_EXIT else None

@@ -1,0 +1,183 @@
+"""agentrund under systemd, with real engines: each verdict, and its neighbour that is none."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine import IMAGE, Engine, configure
+from runtimes import LOG, RECORDS, run, wait_for
+
+CASES = [("docker", "runc"), ("docker", "crun"), ("podman", "runc"), ("podman", "crun")]
+HOG = ("python3", "-c", "x = bytearray({} << 20)")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def daemon(host) -> Iterator[None]:
+    """agentrund, as systemd starts it."""
+    configure(Path(__file__).parents[2])
+    run("systemctl", "daemon-reload")
+    run("systemctl", "start", "agentrund")
+    yield
+    run("systemctl", "stop", "agentrund")
+    assert not LOG.exists(), LOG.read_text()
+
+
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
+def engine(request) -> Iterator[Engine]:
+    """An engine with a container of 300 MB."""
+    made = Engine(*request.param)
+    made.create("box", made.wrapped, "-m", "300m", IMAGE, "sleep", "1000000")
+    yield made
+    made.rm("box")
+
+
+def raw_records() -> list[dict[str, Any]]:
+    """Records as agentrund wrote them; nothing here harvests."""
+    return [json.loads(line) for line in RECORDS.read_text().splitlines()] if RECORDS.exists() else []
+
+
+def call(engine: Engine, *command: str, intent: str = "") -> tuple[Any, dict[str, Any]]:
+    """Run a call; returns what the engine returned, and the record, which nobody asked for."""
+    container = engine("inspect", "-f", "{{.Id}}", "box").stdout.strip()
+    known = {r["id"] for r in raw_records()}
+    options = ("-e", f"AGENTRUN_INTENT={intent}") if intent else ()
+    done = engine("exec", *options, "box", *command, check=False)
+
+    def fresh() -> list[dict[str, Any]]:
+        return [r for r in raw_records() if r["id"] not in known and r["container"] == container]
+
+    return done, wait_for(fresh, "the record")[0]
+
+
+ENDS = {
+    "ok": (("true",), "", ("ok", None, 0)),
+    "failed": (("sh", "-c", "exit 7"), "", ("failed", None, 7)),
+    "exit code 137": (("sh", "-c", "exit 137"), "", ("failed", None, 137)),
+    "kill -9": (("sh", "-c", "kill -9 $$"), "", ("killed", None, 137)),
+    "terminated": (("sh", "-c", "kill $$"), "", ("killed", None, 143)),
+    "over its memory": (tuple(p.format(200) for p in HOG), "memory=64m", ("oom-killed", "call", 137)),
+    "just inside its memory": (tuple(p.format(20) for p in HOG), "memory=64m", ("ok", None, 0)),
+    "over the container's": (tuple(p.format(400) for p in HOG), "", ("oom-killed", "session", 137)),
+    "over its time": (("sleep", "100"), "time=2s", ("timed-out", "call", 137)),
+    "inside its time": (("sleep", "0.1"), "time=60s", ("ok", None, 0)),
+    "its own timeout": (("timeout", "-s", "KILL", "1", "sleep", "9"), "time=60s", ("killed", None, 137)),
+    "out of processes": (
+        ("sh", "-c", "for i in $(seq 40); do sleep 1 & done"),
+        "pids=20",
+        ("failed", None, 2),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_end_is_judged_truthfully(engine, name):
+    command, intent, (verdict, level, code) = ENDS[name]
+    pid = engine.pid("box")
+    done, record = call(engine, *command, intent=intent)
+    assert done.returncode == code
+    assert (record["verdict"], record["level"], record["exit_code"]) == (verdict, level, code), record
+    assert record["end_is"] == "seen"
+    assert engine.pid("box") == pid
+
+
+def test_child_that_was_oom_killed_is_not_missed(engine):
+    """The container's own limit hits, and what the shell would have said does not count."""
+    script = 'python3 -c "x = bytearray(400 << 20)"; exit 0'
+    _, record = call(engine, "sh", "-c", script)
+    assert (record["verdict"], record["level"]) == ("oom-killed", "session")
+
+
+def test_operator_kills_one_call_and_the_agent_lives(engine):
+    other = start(engine, "sleep", "8")
+    victim = start(engine, "python3", "-c", "import os, time; os.fork() or os.setsid(); time.sleep(1000)")
+    container = engine("inspect", "-f", "{{.Id}}", "box").stdout.strip()
+
+    def running() -> list[dict[str, Any]]:
+        rows = [json.loads(line) for line in run("agentrunctl", "calls", "--json").stdout.splitlines()]
+        return [r for r in rows if r["container"] == container and r["end"] is None]
+
+    wait_for(lambda: len(running()) == 2, "both calls")
+    call_id = next(r["id"] for r in running() if r["command"]["name"] == "python3")
+    assert run("agentrunctl", "kill", call_id).stdout.strip() == call_id
+    assert victim.wait(timeout=60) == 137
+    record = json.loads(run("agentrunctl", "wait", call_id).stdout)
+    assert (record["verdict"], record["level"], record["exit_code"]) == ("killed", "operator", 137)
+    assert json.loads(run("agentrunctl", "inspect", call_id).stdout)["id"] == call_id
+    assert other.wait(timeout=60) == 0
+
+
+def start(engine: Engine, *command: str) -> subprocess.Popen[bytes]:
+    """Start a call and leave it running."""
+    return subprocess.Popen([engine.name, "exec", "box", *command], stdin=subprocess.DEVNULL)
+
+
+TREES = {
+    "ignores signals": "trap '' TERM INT HUP; while :; do sleep 1; done",
+    "double fork": "(setsid sh -c 'sleep 1000 &' &); sleep 1000",
+    "stopped": "kill -STOP $$",
+    "fork bomb": "b() { b | b & }; b; sleep 1000",
+}
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_hard_limit_ends_every_kind_of_tree(name):
+    engine = Engine("docker", "crun")
+    engine.create("box", engine.wrapped, "-m", "300m", IMAGE, "sleep", "1000000")
+    try:
+        done, record = call(engine, "sh", "-c", TREES[name], intent="time=4s,pids=60")
+        assert (done.returncode, record["verdict"]) == (137, "timed-out")
+        assert engine("exec", "box", "echo", "alive").stdout == "alive\n"
+    finally:
+        engine.rm("box")
+
+
+def test_daemon_killed_again_and_again_costs_no_record():
+    engine = Engine("docker", "crun")
+    container = engine.create("box", engine.wrapped, IMAGE, "sleep", "1000000")
+    try:
+
+        def one(number: int) -> int:
+            return int(engine("exec", "box", "sh", "-c", f"exit {number % 3}", check=False).returncode)
+
+        with ThreadPoolExecutor(4) as pool:
+            codes = pool.map(one, range(40))
+            for _ in range(5):
+                time.sleep(3)
+                run("systemctl", "kill", "-s", "KILL", "agentrund", check=False)
+            assert list(codes) == [n % 3 for n in range(40)]
+        wait_for(
+            lambda: run("systemctl", "is-active", "agentrund", check=False).returncode == 0, "the restart"
+        )
+
+        def found() -> list[str]:
+            return [r["id"] for r in raw_records() if r["container"] == container]
+
+        wait_for(lambda: len(found()) >= 40, "all records")
+        assert len(found()) == len(set(found())) == 40
+    finally:
+        engine.rm("box")
+
+
+def test_stopped_daemon_delays_nothing():
+    engine = Engine("docker", "crun")
+    engine.create("box", engine.wrapped, IMAGE, "sleep", "1000000")
+    try:
+        run("systemctl", "kill", "-s", "STOP", "agentrund")
+        for _ in range(3):
+            assert engine("exec", "box", "echo", "on").stdout == "on\n"
+    finally:
+        engine.rm("box")
+        run("systemctl", "kill", "-s", "CONT", "agentrund")
+
+
+def test_daemon_is_small():
+    pid = run("systemctl", "show", "-P", "MainPID", "agentrund").stdout.strip()
+    status = Path(f"/proc/{pid}/status").read_text()
+    assert int(status.split("VmRSS:")[1].split()[0]) < 40 << 10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -79,19 +80,45 @@ def live_calls(host: paths.Paths) -> list[dict[str, Any]]:
 
 
 def harvest_all(host: paths.Paths) -> None:
-    """Record every call that has ended, and forget containers that are gone. Raises AgentrunError."""
+    """Record every call that has ended. Raises AgentrunError."""
     for session in calls.open_all(host):
         session.harvest(limit=1 << 16, wait=True)
-        session.forget_if_empty()
+
+
+def host_as_root() -> paths.Paths:
+    """The host's paths. Raises AgentrunError for anybody but root, who cannot read what is there."""
+    if os.geteuid() != 0:
+        raise AgentrunError("needs root, like the engines whose containers it looks at")
+    return paths.host_paths()
+
+
+def all_calls() -> list[dict[str, Any]]:
+    """Every call that is known, by age: finished ones and those that run now. Raises AgentrunError."""
+    host = host_as_root()
+    if not calls.is_daemon_alive(host):  # it knows better when and how a call ended
+        harvest_all(host)
+    return sorted(read_records(host) + live_calls(host), key=lambda row: str(row["id"]))
+
+
+_LEVELS = {
+    "call": "its own limit",
+    "session": "the container's limit",
+    "host": "the host's limit",
+    "above": "a limit above it",
+    "operator": "by agentrunctl",
+    "engine": "with its container",
+}
 
 
 def _describe_end(record: dict[str, Any]) -> str:
     if record["end"] is None:
         return "running"
-    if record.get("verdict"):
-        level = "its own limit" if record.get("level") == "call" else "a limit above it"
-        return f"{record['verdict']} ({level})"
-    return "ended"
+    verdict, code = record.get("verdict"), record.get("exit_code")
+    if not verdict:
+        return "ended"
+    level = _LEVELS.get(str(record.get("level")))
+    text = f"{verdict} ({level})" if level else str(verdict)
+    return f"{text}, exit code {code}" if verdict == "failed" else text
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:
@@ -121,12 +148,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
 @click.option("--last", type=click.IntRange(min=1), metavar="N", help="Only the last N.")
 def list_calls(container: str | None, as_json: bool, last: int | None) -> None:
     """List tool calls: finished ones with what they used, and those that run now."""
-    if os.geteuid() != 0:
-        raise AgentrunError("needs root, like the engines whose containers it looks at")
-    host = paths.host_paths()
-    harvest_all(host)
-    rows = read_records(host) + live_calls(host)
-    rows.sort(key=lambda row: str(row["id"]))
+    rows = all_calls()
     if container:
         rows = [row for row in rows if str(row["container"]).startswith(container)]
     rows = rows[-last:] if last else rows
@@ -137,6 +159,65 @@ def list_calls(container: str | None, as_json: bool, last: int | None) -> None:
         Console(width=None if sys.stdout.isatty() else 160).print(_table(rows))
     else:
         click.echo("no calls recorded yet")
+
+
+def find_call(prefix: str) -> dict[str, Any]:
+    """The call whose id begins so. Raises AgentrunError where it is none or several."""
+    found = [row for row in all_calls() if str(row["id"]).startswith(prefix)]
+    if len(found) != 1:
+        raise AgentrunError(f"find call {prefix!r}: {'no such call' if not found else 'several begin so'}")
+    return found[0]
+
+
+@cli.command()
+@click.argument("call")
+def inspect(call: str) -> None:
+    """Print everything about CALL (its id, or how that begins)."""
+    click.echo(json.dumps(find_call(call), indent=2))
+
+
+@cli.command()
+@click.argument("call", required=False)
+@click.option("--container", metavar="ID", help="All calls of this container (a prefix will do).")
+@click.option("--all-calls", is_flag=True, help="All calls of all containers.")
+def kill(call: str | None, container: str | None, all_calls: bool) -> None:
+    """Kill CALL with all that it started; the agent lives. Prints the ids of the calls it killed."""
+    if sum(map(bool, (call, container, all_calls))) != 1:
+        raise click.UsageError("name one: a call, --container or --all-calls")
+    killed = 0
+    for session in calls.open_all(host_as_root()):
+        for slot in session.slots():
+            state = session.read(slot) or {}
+            wanted = (
+                all_calls
+                or (call and str(state.get("id")).startswith(call))
+                or (container and str(state.get("container")).startswith(container))
+            )
+            cgroup = Cgroup(str(state.get("calls"))).child(slot)
+            if (
+                wanted
+                and cgroup.is_populated()
+                and session.note(slot, str(state["id"]), killed_by="operator")
+            ):
+                cgroup.write("cgroup.kill", "1")
+                click.echo(state["id"])
+                killed += 1
+    if not killed:
+        raise AgentrunError("no such call is running")
+
+
+@cli.command()
+@click.argument("call")
+@click.option("--timeout", type=float, metavar="SECONDS", help="Give up after so long (exit status 2).")
+def wait(call: str, timeout: float | None) -> None:
+    """Wait until CALL has ended, and print its record."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while (row := find_call(call))["end"] is None:
+        if deadline is not None and time.monotonic() > deadline:
+            click.echo(f"agentrunctl: call {row['id']} still runs", err=True)
+            sys.exit(2)
+        time.sleep(0.1)
+    click.echo(fastjson.dumps(row))
 
 
 def main() -> None:

@@ -75,3 +75,49 @@ def test_container_and_last_choose(host):
 @pytest.mark.parametrize(("size", "text"), [(None, "-"), (0, "0 B"), (1536, "1.5 KiB"), (64 << 20, "64 MiB")])
 def test_size_is_for_people(size, text):
     assert ctl.format_size(size) == text
+
+
+def test_inspect_shows_one_call_by_the_beginning_of_its_id(host):
+    host(record(12, exit_code=3), record(13))
+    out = CliRunner().invoke(ctl.cli, ["inspect", "0012"]).stdout
+    assert json.loads(out)["exit_code"] == 3
+    for prefix, reason in (("001", "several begin so"), ("9", "no such call")):
+        result = CliRunner().invoke(ctl.cli, ["inspect", prefix])
+        assert reason in str(result.exception)
+
+
+def test_wait_gives_the_record_of_a_call_that_has_ended(host):
+    host(record(1))
+    assert json.loads(CliRunner().invoke(ctl.cli, ["wait", "0001"]).stdout)["id"] == "0001"
+
+
+@pytest.mark.parametrize("arguments", [[], ["0001", "--all-calls"], ["--container", "c", "--all-calls"]])
+def test_kill_wants_exactly_one_target(host, arguments):
+    result = CliRunner().invoke(ctl.cli, ["kill", *arguments])
+    assert result.exit_code == 2 and "name one" in result.output
+
+
+def test_kill_of_nothing_is_an_error(host):
+    assert "no such call is running" in str(CliRunner().invoke(ctl.cli, ["kill", "--all-calls"]).exception)
+
+
+ENDS = [
+    ({"verdict": "failed", "exit_code": 7}, "failed, exit code 7"),
+    ({"verdict": "oom-killed", "level": "session"}, "oom-killed (the container's limit)"),
+    ({"verdict": "killed", "level": "operator"}, "killed (by agentrunctl)"),
+    ({"verdict": "ok", "exit_code": 0}, "ok"),
+    ({}, "ended"),
+    ({"end": None}, "running"),
+]
+
+
+@pytest.mark.parametrize(("more", "text"), ENDS, ids=range(len(ENDS)))
+def test_table_says_how_a_call_ended(host, more, text):
+    host(record(1, **more))
+    assert text in CliRunner().invoke(ctl.cli, ["calls"]).stdout
+
+
+def test_hostile_names_do_not_steer_the_terminal(host):
+    host(record(1, command={"name": "\x1b[2J[bold]x[/nope]\n", "sha256": "0"}))
+    out = CliRunner().invoke(ctl.cli, ["calls"]).stdout
+    assert "\x1b" not in out and "?[2J[bold]x[/nope]?" in out

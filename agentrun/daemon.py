@@ -20,16 +20,14 @@ import itertools
 import os
 import select
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from agentrun import calls, files, inotify, log, verdict
+from agentrun import calls, files, inotify, log, processes, systemd, verdict
 from agentrun.cgroup import Cgroup
-from agentrun.container import start_ticks
 from agentrun.errors import AgentrunError, CgroupError, StateError
 from agentrun.paths import Paths, host_paths
 
@@ -113,14 +111,14 @@ class Daemon:
         """Work until told to stop."""
         self._watch_directory(self.sessions)
         self.later(_SWEEP_S, self._sweep)
-        notify("READY=1")
+        systemd.notify("READY=1")
         while self._running:
             for fd, events in self._epoll.poll(self._next_timeout()):
                 handler = self._handlers.get(fd)
                 if handler is not None:  # an earlier event of this round may have ended it
                     handler(events)
             self._run_timers()
-        notify("STOPPING=1")
+        systemd.notify("STOPPING=1")
 
     def stop(self) -> None:
         """Leave the loop after this round."""
@@ -252,7 +250,9 @@ class Daemon:
     def _watch_owner(self, call: Call) -> None:
         """The runtime that starts the call: as long as it lives, an empty cgroup is not the end."""
         owner = call.state.get("owner")
-        pidfd = _pidfd_of(owner[0], owner[1]) if isinstance(owner, list) and len(owner) == 2 else None
+        pidfd = (
+            processes.pidfd_of(owner[0], owner[1]) if isinstance(owner, list) and len(owner) == 2 else None
+        )
         if pidfd is None:
             return
 
@@ -281,8 +281,8 @@ class Daemon:
     def _find_main_process(self, call: Call) -> None:
         if call.main_pidfd is not None or call.over:
             return
-        pid = _read_pid(call.state.get("pid_file")) or self._only_process(call)
-        pidfd = None if pid is None else _pidfd_in(pid, call.cgroup, self.paths.cgroup_root)
+        pid = processes.read_pid(call.state.get("pid_file")) or self._only_process(call)
+        pidfd = None if pid is None else processes.pidfd_in(pid, call.cgroup, self.paths.cgroup_root)
         if pidfd is None:
             return
         call.main_pidfd = pidfd
@@ -295,7 +295,9 @@ class Daemon:
             return None
         pids = call.cgroup.pids()
         # A child's parent is in the call as well; the first process came from outside.
-        first = [pid for pid in pids if not _is_runtime(pid) and _parent_of(pid) not in pids]
+        first = [
+            pid for pid in pids if not processes.is_runtime(pid) and processes.parent_of(pid) not in pids
+        ]
         if len(first) != 1 and call.looks < _LOOKS:
             call.looks += 1
             self.later(_LOOK_AGAIN_S * call.looks, lambda: self._find_main_process(call))
@@ -395,78 +397,6 @@ class Daemon:
         self.later(_SWEEP_S, self._sweep)
 
 
-def _pidfd_of(pid: int, ticks: int | None) -> int | None:
-    """A pidfd of the very process that had this pid when it started at `ticks`."""
-    try:
-        pidfd = os.pidfd_open(pid)
-    except OSError:
-        return None
-    if start_ticks(pid) != ticks:
-        os.close(pidfd)
-        return None
-    return pidfd
-
-
-def _pidfd_in(pid: int, cgroup: Cgroup, cgroup_root: str) -> int | None:
-    """A pidfd of a process if it is in a cgroup, or was when it ended: pids are reused, pid files stay."""
-    try:
-        pidfd = os.pidfd_open(pid)
-    except OSError:
-        return None
-    try:
-        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
-            own = [line[3:].rstrip("\n") for line in file if line.startswith("0::")]
-        signal.pidfd_send_signal(pidfd, 0)  # still that process, so what was read is about it
-    except OSError:
-        own = []
-    if own != [cgroup.path[len(cgroup_root) :]]:
-        os.close(pidfd)
-        return None
-    return pidfd
-
-
-def _read_pid(path: object) -> int | None:
-    if not isinstance(path, str):
-        return None
-    try:
-        text = files.read_regular(path, 64)
-    except OSError:
-        return None
-    return int(text) if text and text.strip().isdigit() else None
-
-
-def _parent_of(pid: int) -> int | None:
-    """A process's parent (field 4 of /proc/PID/stat); None when it is gone."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            return int(file.read().rpartition(")")[2].split()[1])
-    except OSError:
-        return None
-
-
-def _is_runtime(pid: int) -> bool:
-    """Whether a process still is the runtime's own init, before it became the command.
-
-    Its name is `runc:[2:INIT]`, `crun`, or the number of the descriptor it was executed from.
-    """
-    try:
-        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
-            comm = file.read().strip()
-    except OSError:
-        return True
-    return comm.startswith(("runc", "crun", "libcrun")) or comm.isdigit() or comm == "exe"
-
-
-def notify(message: str) -> None:
-    """Tell systemd (sd_notify(3)); without NOTIFY_SOCKET nobody asked."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address:
-        return
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.connect("\0" + address[1:] if address.startswith("@") else address)
-        sock.sendall(message.encode())
-
-
 def take_lock(paths: Paths) -> int:
     """Be the only agentrund, visibly to execs. Raises StateError."""
     os.close(files.open_private_directory(paths.run, StateError))
@@ -488,7 +418,7 @@ def _start_watchdog(daemon: Daemon) -> None:
     period = int(microseconds) / 1e6 * _WATCHDOG_FACTOR
 
     def beat() -> None:
-        notify("WATCHDOG=1")
+        systemd.notify("WATCHDOG=1")
         daemon.later(period, beat)
 
     beat()

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from agentrun.plan import WEIGHT_MAX, WEIGHT_MIN
 from agentrun.policy import ANNOTATION_KEYS, MODES
-from agentrun.policytypes import (
+from agentrun.policytypes import Key, Many, MapOf, Table
+from agentrun.policyvalues import (
     Amount,
     Choice,
     Command,
@@ -16,12 +17,8 @@ from agentrun.policytypes import (
     CpuSet,
     Duration,
     Flag,
-    Key,
-    Many,
-    MapOf,
     Name,
     Network,
-    Table,
     Template,
     Text,
     User,

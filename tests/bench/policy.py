@@ -18,6 +18,6 @@ def write_policy(folder: Path, rules: int) -> None:
     lines.append("rules:")
     for n in range(rules - 1):
         command = f"[tool-{n}, 'manager-{n} install*', 'runner-{n} run test*']"
-        lines.append(f"  - {{match: {{command: {command}, cwd: /work/{n}/*}}, class: class-{n % CLASSES}}}")
+        lines.append(f"  - {{match: {{command: {command}, cwd: /srv/{n}/*}}, class: class-{n % CLASSES}}}")
     lines.append("  - {match: {command: '*'}, class: class-0}")
     (folder / "10-bench.yaml").write_text("\n".join(lines) + "\n")

@@ -1,0 +1,72 @@
+"""Which process is which. Pids are reused: what ends in a pidfd was checked after that was opened."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from agentrun import files
+from agentrun.cgroup import Cgroup
+from agentrun.container import start_ticks
+
+
+def pidfd_of(pid: int, ticks: int | None) -> int | None:
+    """A pidfd of the very process that had this pid when it started at `ticks`."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        return None
+    if start_ticks(pid) != ticks:
+        os.close(pidfd)
+        return None
+    return pidfd
+
+
+def pidfd_in(pid: int, cgroup: Cgroup, cgroup_root: str) -> int | None:
+    """A pidfd of a process if it is in a cgroup, or was when it ended: pids are reused, pid files stay."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        return None
+    try:
+        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+            own = [line[3:].rstrip("\n") for line in file if line.startswith("0::")]
+        signal.pidfd_send_signal(pidfd, 0)  # still that process, so what was read is about it
+    except OSError:
+        own = []
+    if own != [cgroup.path[len(cgroup_root) :]]:
+        os.close(pidfd)
+        return None
+    return pidfd
+
+
+def read_pid(path: object) -> int | None:
+    if not isinstance(path, str):
+        return None
+    try:
+        text = files.read_regular(path, 64)
+    except OSError:
+        return None
+    return int(text) if text and text.strip().isdigit() else None
+
+
+def parent_of(pid: int) -> int | None:
+    """A process's parent (field 4 of /proc/PID/stat); None when it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return int(file.read().rpartition(")")[2].split()[1])
+    except OSError:
+        return None
+
+
+def is_runtime(pid: int) -> bool:
+    """Whether a process still is the runtime's own init, before it became the command.
+
+    Its name is `runc:[2:INIT]`, `crun`, or the number of the descriptor it was executed from.
+    """
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            comm = file.read().strip()
+    except OSError:
+        return True
+    return comm.startswith(("runc", "crun", "libcrun")) or comm.isdigit() or comm == "exe"

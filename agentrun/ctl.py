@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -17,7 +18,10 @@ from agentrun.cgroup import Cgroup
 from agentrun.errors import AgentrunError
 from agentrun.policyctl import policy
 from agentrun.terminal import plain
+from agentrun.units import parse_duration
 
+VERDICTS = ("ok", "failed", "oom-killed", "timed-out", "killed")
+_FOLLOW_S = 0.5
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -142,23 +146,80 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
+def _seconds(_: click.Context, __: click.Parameter, value: str | None) -> float | None:
+    seconds = None if value is None else parse_duration(value)
+    if value is not None and seconds is None:
+        raise click.BadParameter(f"{value!r}: expected a duration with a unit, such as 10m")
+    return seconds
+
+
+def select_calls(
+    rows: list[dict[str, Any]],
+    container: str | None = None,
+    tier: str | None = None,
+    verdict: str | None = None,
+    since: float | None = None,
+) -> list[dict[str, Any]]:
+    """The rows that fit all that is given; `since` is in seconds since the epoch."""
+    wanted = {"tier": tier, "verdict": verdict}
+    return [
+        row
+        for row in rows
+        if (container is None or str(row["container"]).startswith(container))
+        and all(value is None or row.get(key) == value for key, value in wanted.items())
+        and (since is None or (row.get("end") or time.time()) >= since)
+    ]
+
+
 @cli.command("calls")
 @click.option("--container", metavar="ID", help="Only calls of this container (a prefix will do).")
+@click.option("--tier", help="Only calls of this tier.")
+@click.option("--verdict", type=click.Choice(VERDICTS), help="Only calls that ended so.")
+@click.option(
+    "--since", callback=_seconds, metavar="TIME", help="Only calls that ended in the last 10m, 2h, ..."
+)
 @click.option("--json", "as_json", is_flag=True, help="One record a line, oldest first.")
 @click.option("--last", type=click.IntRange(min=1), metavar="N", help="Only the last N.")
-def list_calls(container: str | None, as_json: bool, last: int | None) -> None:
+@click.option("--follow", is_flag=True, help="Go on with calls that end from now on, as JSON (until ^C).")
+def list_calls(
+    container: str | None,
+    tier: str | None,
+    verdict: str | None,
+    since: float | None,
+    as_json: bool,
+    last: int | None,
+    follow: bool,
+) -> None:
     """List tool calls: finished ones with what they used, and those that run now."""
-    rows = all_calls()
-    if container:
-        rows = [row for row in rows if str(row["container"]).startswith(container)]
+    begin = None if since is None else time.time() - since
+
+    def selected() -> list[dict[str, Any]]:
+        return select_calls(all_calls(), container, tier, verdict, begin)
+
+    rows = selected()
     rows = rows[-last:] if last else rows
-    if as_json:
+    if follow:
+        _follow(selected, rows)
+    elif as_json:
         for row in rows:
             click.echo(fastjson.dumps(row))
     elif rows:
         Console(width=None if sys.stdout.isatty() else 160).print(_table(rows))
     else:
         click.echo("no calls recorded yet")
+
+
+def _follow(selected: Callable[[], list[dict[str, Any]]], rows: list[dict[str, Any]]) -> None:
+    """Print finished calls as they come, each once."""
+    seen: set[str] = set()
+    while True:
+        for row in rows:
+            if row["end"] is not None and row["id"] not in seen:
+                seen.add(row["id"])
+                click.echo(fastjson.dumps(row))
+        sys.stdout.flush()
+        time.sleep(_FOLLOW_S)
+        rows = selected()
 
 
 def find_call(prefix: str) -> dict[str, Any]:

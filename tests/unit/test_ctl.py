@@ -101,6 +101,47 @@ def test_kill_of_nothing_is_an_error(host):
     assert "no such call is running" in str(CliRunner().invoke(ctl.cli, ["kill", "--all-calls"]).exception)
 
 
+SELECTIONS = [
+    ({"container": "c2"}, ["0002"]),
+    ({"tier": "low"}, ["0001", "0003"]),
+    ({"verdict": "ok"}, ["0001"]),
+    ({"tier": "low", "verdict": "failed"}, ["0003"]),
+    ({"since": 50.0}, ["0003", "0004"]),
+    ({}, ["0001", "0002", "0003", "0004"]),
+]
+
+
+@pytest.mark.parametrize(("wanted", "ids"), SELECTIONS, ids=range(len(SELECTIONS)))
+def test_calls_are_selected(wanted, ids):
+    rows = [
+        record(1, tier="low", verdict="ok"),
+        record(2, tier="high"),
+        record(3, tier="low", verdict="failed", end=60.0),
+        record(4, end=None),
+    ]
+    assert [row["id"] for row in ctl.select_calls(rows, **wanted)] == ids
+
+
+def test_since_wants_a_unit(host):
+    result = CliRunner().invoke(ctl.cli, ["calls", "--since", "10"])
+    assert result.exit_code == 2 and "expected a duration with a unit" in result.output
+
+
+def test_follow_prints_each_finished_call_once(host, monkeypatch):
+    host(record(1))
+    turns = iter([lambda: host(record(1), record(2)), lambda: None])
+
+    def next_turn(_: float) -> None:
+        try:
+            next(turns)()
+        except StopIteration:
+            raise KeyboardInterrupt from None
+
+    monkeypatch.setattr("time.sleep", next_turn)
+    out = CliRunner().invoke(ctl.cli, ["calls", "--follow"]).stdout
+    assert [json.loads(line)["id"] for line in out.splitlines() if line.startswith("{")] == ["0001", "0002"]
+
+
 ENDS = [
     ({"verdict": "failed", "exit_code": 7}, "failed, exit code 7"),
     ({"verdict": "oom-killed", "level": "session"}, "oom-killed (the container's limit)"),

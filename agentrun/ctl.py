@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -13,14 +12,13 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from agentrun import __version__, calls, fastjson, paths
-from agentrun.cgroup import Cgroup
-from agentrun.errors import AgentrunError
+from agentrun import __version__, fastjson
+from agentrun.client import VERDICTS, Client, select_calls
+from agentrun.errors import AgentrunError, CallNotFoundError
 from agentrun.policyctl import policy
 from agentrun.terminal import plain
 from agentrun.units import parse_duration
 
-VERDICTS = ("ok", "failed", "oom-killed", "timed-out", "killed")
 _FOLLOW_S = 0.5
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -42,66 +40,6 @@ def format_size(size: float | None) -> str:
     while size >= 1024 and unit < len(_UNITS) - 1:
         size, unit = size / 1024, unit + 1
     return f"{size:.0f} {_UNITS[unit]}" if size >= 10 or unit == 0 else f"{size:.1f} {_UNITS[unit]}"
-
-
-def read_records(host: paths.Paths) -> list[dict[str, Any]]:
-    """Records of finished calls, oldest first. A call recorded twice (after a crash) counts once."""
-    found: dict[str, dict[str, Any]] = {}
-    for path in (host.records + ".1", host.records):
-        try:
-            with open(path, encoding="utf-8") as file:
-                lines = file.readlines()
-        except FileNotFoundError:
-            continue
-        for line in lines:
-            try:
-                record = fastjson.loads(line)
-                found.setdefault(str(record["id"]), record)
-            except (ValueError, KeyError, TypeError):
-                click.echo(f"agentrunctl: a line of {path} is damaged, passed over", err=True)
-    return sorted(found.values(), key=lambda record: str(record["id"]))
-
-
-def live_calls(host: paths.Paths) -> list[dict[str, Any]]:
-    """States of calls that have not ended, with what the kernel says of them now."""
-    live = []
-    for session in calls.open_all(host):
-        for slot in session.slots():
-            state = session.read(slot)
-            if state is not None:
-                cgroup = Cgroup(str(state.get("calls"))).child(slot)
-                live.append(
-                    {
-                        **state,
-                        "slot": slot,
-                        "cgroup": cgroup.path,
-                        "memory_peak": cgroup.number("memory.peak"),
-                        "verdict": None,
-                        "end": None,
-                    }
-                )
-    return live
-
-
-def harvest_all(host: paths.Paths) -> None:
-    """Record every call that has ended. Raises AgentrunError."""
-    for session in calls.open_all(host):
-        session.harvest(limit=1 << 16, wait=True)
-
-
-def host_as_root() -> paths.Paths:
-    """The host's paths. Raises AgentrunError for anybody but root, who cannot read what is there."""
-    if os.geteuid() != 0:
-        raise AgentrunError("needs root, like the engines whose containers it looks at")
-    return paths.host_paths()
-
-
-def all_calls() -> list[dict[str, Any]]:
-    """Every call that is known, by age: finished ones and those that run now. Raises AgentrunError."""
-    host = host_as_root()
-    if not calls.is_daemon_alive(host):  # it knows better when and how a call ended
-        harvest_all(host)
-    return sorted(read_records(host) + live_calls(host), key=lambda row: str(row["id"]))
 
 
 _LEVELS = {
@@ -153,24 +91,6 @@ def _seconds(_: click.Context, __: click.Parameter, value: str | None) -> float 
     return seconds
 
 
-def select_calls(
-    rows: list[dict[str, Any]],
-    container: str | None = None,
-    tier: str | None = None,
-    verdict: str | None = None,
-    since: float | None = None,
-) -> list[dict[str, Any]]:
-    """The rows that fit all that is given; `since` is in seconds since the epoch."""
-    wanted = {"tier": tier, "verdict": verdict}
-    return [
-        row
-        for row in rows
-        if (container is None or str(row["container"]).startswith(container))
-        and all(value is None or row.get(key) == value for key, value in wanted.items())
-        and (since is None or (row.get("end") or time.time()) >= since)
-    ]
-
-
 @cli.command("calls")
 @click.option("--container", metavar="ID", help="Only calls of this container (a prefix will do).")
 @click.option("--tier", help="Only calls of this tier.")
@@ -194,7 +114,7 @@ def list_calls(
     begin = None if since is None else time.time() - since
 
     def selected() -> list[dict[str, Any]]:
-        return select_calls(all_calls(), container, tier, verdict, begin)
+        return select_calls(Client().calls(), container, tier, verdict, begin)
 
     rows = selected()
     rows = rows[-last:] if last else rows
@@ -222,19 +142,11 @@ def _follow(selected: Callable[[], list[dict[str, Any]]], rows: list[dict[str, A
         rows = selected()
 
 
-def find_call(prefix: str) -> dict[str, Any]:
-    """The call whose id begins so. Raises AgentrunError where it is none or several."""
-    found = [row for row in all_calls() if str(row["id"]).startswith(prefix)]
-    if len(found) != 1:
-        raise AgentrunError(f"find call {prefix!r}: {'no such call' if not found else 'several begin so'}")
-    return found[0]
-
-
 @cli.command()
 @click.argument("call")
 def inspect(call: str) -> None:
     """Print everything about CALL (its id, or how that begins)."""
-    click.echo(json.dumps(find_call(call), indent=2))
+    click.echo(json.dumps(Client().call(call), indent=2))
 
 
 @cli.command()
@@ -245,26 +157,11 @@ def kill(call: str | None, container: str | None, all_calls: bool) -> None:
     """Kill CALL with all that it started; the agent lives. Prints the ids of the calls it killed."""
     if sum(map(bool, (call, container, all_calls))) != 1:
         raise click.UsageError("name one: a call, --container or --all-calls")
-    killed = 0
-    for session in calls.open_all(host_as_root()):
-        for slot in session.slots():
-            state = session.read(slot) or {}
-            wanted = (
-                all_calls
-                or (call and str(state.get("id")).startswith(call))
-                or (container and str(state.get("container")).startswith(container))
-            )
-            cgroup = Cgroup(str(state.get("calls"))).child(slot)
-            if (
-                wanted
-                and cgroup.is_populated()
-                and session.note(slot, str(state["id"]), killed_by="operator")
-            ):
-                cgroup.write("cgroup.kill", "1")
-                click.echo(state["id"])
-                killed += 1
+    killed = Client().kill(call, container)
+    for call_id in killed:
+        click.echo(call_id)
     if not killed:
-        raise AgentrunError("no such call is running")
+        raise CallNotFoundError("no such call is running")
 
 
 @cli.command()
@@ -272,13 +169,11 @@ def kill(call: str | None, container: str | None, all_calls: bool) -> None:
 @click.option("--timeout", type=float, metavar="SECONDS", help="Give up after so long (exit status 2).")
 def wait(call: str, timeout: float | None) -> None:
     """Wait until CALL has ended, and print its record."""
-    deadline = None if timeout is None else time.monotonic() + timeout
-    while (row := find_call(call))["end"] is None:
-        if deadline is not None and time.monotonic() > deadline:
-            click.echo(f"agentrunctl: call {row['id']} still runs", err=True)
-            sys.exit(2)
-        time.sleep(0.1)
-    click.echo(fastjson.dumps(row))
+    try:
+        click.echo(fastjson.dumps(Client().wait(call, timeout_s=timeout)))
+    except TimeoutError as error:
+        click.echo(f"agentrunctl: {error}", err=True)
+        sys.exit(2)
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
     AgentrunError
     ├── ConfigError    the operator's configuration
+    ├── CallNotFoundError  no call, or several, of that name
     ├── StateError     our own files under /run and /var/lib
     ├── CgroupError    a cgroup file or directory
     └── HandoffError   no backend to hand off to
@@ -37,6 +38,10 @@ class AgentrunError(Exception):
 
 class ConfigError(AgentrunError):
     """The operator's configuration is wrong; the text names file, key and value."""
+
+
+class CallNotFoundError(AgentrunError):
+    """No call has this id, or several do."""
 
 
 class HandoffError(AgentrunError):

@@ -143,7 +143,7 @@ def _open_call(
         "container": found.container_id,
         "root": found.root,
         "backend": found.kind,
-        "exec_id": pid_file.rpartition("/")[2].removesuffix(".pid") if pid_file else None,
+        "exec_id": _exec_id(pid_file),
         "pid_file": _absolute(pid_file),
         "oom_before": records.oom_counts(container),
         "calls": container.child(layout.CALLS).path,
@@ -177,6 +177,18 @@ def _open_call(
         live.free_slot(name)
         raise
     return name
+
+
+def _exec_id(pid_file: str | None) -> str | None:
+    """The engine's id of the exec, which is in the path of the pid file it asks for.
+
+    containerd and docker: `<task>/ID.pid` (shim process/exec.go); podman: `<bundle>/ID/exec_pid`
+    (libpod container_exec.go, execPidPath). None where the path says nothing.
+    """
+    if pid_file is None:
+        return None
+    head, _, name = pid_file.rpartition("/")
+    return head.rpartition("/")[2] or None if name == "exec_pid" else name.removesuffix(".pid")
 
 
 def _absolute(path: str | None) -> str | None:

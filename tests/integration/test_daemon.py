@@ -177,6 +177,20 @@ def test_stopped_daemon_delays_nothing():
         run("systemctl", "kill", "-s", "CONT", "agentrund")
 
 
+def test_engines_id_of_an_exec_finds_its_call():
+    """podman prints the id of a detached exec; docker's is in its API."""
+    engine = Engine("podman", "crun")
+    engine.create("box", engine.wrapped, IMAGE, "sleep", "1000000")
+    try:
+        exec_id = engine("exec", "-d", "box", "sh", "-c", "sleep 1; exit 4").stdout.strip()
+        wait_for(lambda: [r for r in raw_records() if r["exec_id"] == exec_id], "its record")
+        script = f"from agentrun.client import Client; print(Client().wait(exec_id={exec_id!r})['exit_code'])"
+        done = run("python3", "-c", f"import sys; sys.path.insert(0, '/usr/libexec/agentrun'); {script}")
+        assert done.stdout == "4\n"
+    finally:
+        engine.rm("box")
+
+
 def test_daemon_is_small():
     pid = run("systemctl", "show", "-P", "MainPID", "agentrund").stdout.strip()
     status = Path(f"/proc/{pid}/status").read_text()

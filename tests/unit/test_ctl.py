@@ -8,6 +8,8 @@ import pytest
 from click.testing import CliRunner
 
 from agentrun import ctl
+from agentrun.client import Client, blame, select_calls
+from agentrun.errors import CallNotFoundError
 
 
 def record(number: int, **more: object) -> dict[str, object]:
@@ -30,7 +32,7 @@ def record(number: int, **more: object) -> dict[str, object]:
 def host(tmp_path, monkeypatch):
     monkeypatch.setenv("AGENTRUN_ROOT", str(tmp_path))
     monkeypatch.setattr(
-        "agentrun.ctl.paths.host_paths", lambda: __import__("agentrun.paths").paths.Paths(str(tmp_path))
+        "agentrun.client.host_paths", lambda: __import__("agentrun.paths").paths.Paths(str(tmp_path))
     )
     folder = tmp_path / "var/lib/agentrun"
     folder.mkdir(parents=True)
@@ -53,10 +55,11 @@ def test_call_recorded_twice_counts_once(host):
     assert len(CliRunner().invoke(ctl.cli, ["calls", "--json"]).stdout.splitlines()) == 1
 
 
-def test_damaged_line_is_passed_over_and_said(host):
+def test_damaged_line_is_passed_over_and_said(host, tmp_path):
     host(record(1), "{", record(2))
-    result = CliRunner().invoke(ctl.cli, ["calls", "--json"])
-    assert len(result.stdout.splitlines()) == 2 and "damaged" in result.stderr
+    (tmp_path / "var/log").mkdir()
+    assert len(CliRunner().invoke(ctl.cli, ["calls", "--json"]).stdout.splitlines()) == 2
+    assert "damaged record passed over" in (tmp_path / "var/log/agentrun.log").read_text()
 
 
 def test_table_says_what_happened(host):
@@ -119,7 +122,7 @@ def test_calls_are_selected(wanted, ids):
         record(3, tier="low", verdict="failed", end=60.0),
         record(4, end=None),
     ]
-    assert [row["id"] for row in ctl.select_calls(rows, **wanted)] == ids
+    assert [row["id"] for row in select_calls(rows, **wanted)] == ids
 
 
 def test_since_wants_a_unit(host):
@@ -162,3 +165,30 @@ def test_hostile_names_do_not_steer_the_terminal(host):
     host(record(1, command={"name": "\x1b[2J[bold]x[/nope]\n", "sha256": "0"}))
     out = CliRunner().invoke(ctl.cli, ["calls"]).stdout
     assert "\x1b" not in out and "?[2J[bold]x[/nope]?" in out
+
+
+BLAMES = [
+    ({"verdict": "ok"}, None),
+    ({"verdict": None}, None),
+    ({"verdict": "failed"}, "agent"),
+    ({"verdict": "timed-out", "level": "call"}, "agent"),
+    ({"verdict": "oom-killed", "level": "call"}, "agent"),
+    ({"verdict": "oom-killed", "level": "session"}, "infrastructure"),
+    ({"verdict": "oom-killed", "level": "host"}, "infrastructure"),
+    ({"verdict": "killed", "level": None}, "agent"),
+    ({"verdict": "killed", "level": "operator"}, "operator"),
+    ({"verdict": "killed", "level": "engine"}, "infrastructure"),
+]
+
+
+@pytest.mark.parametrize(("ended", "whose"), BLAMES, ids=range(len(BLAMES)))
+def test_blame_is_where_the_limit_was(ended, whose):
+    assert blame(ended) == whose
+
+
+def test_client_finds_a_call_by_the_engines_exec_id(host):
+    host(record(1, exec_id="e1"), record(2, exec_id="e2"))
+    assert Client().call(exec_id="e2")["id"] == "0002"
+    assert Client().wait(exec_id="e1", timeout_s=1)["id"] == "0001"
+    with pytest.raises(CallNotFoundError, match="find call 'e3': no such call"):
+        Client().wait(exec_id="e3")

@@ -122,3 +122,19 @@ def test_options_of_a_call_by_hand_are_read():
     process = processdoc.read(invocation)
     assert (process.argv, process.environment) == (["ls", "-l"], ["A=1"])
     assert (process.uid, process.cwd, process.tty, process.path) == (1000, "/w", True, None)
+
+
+PID_FILES = {
+    "/run/containerd/io.containerd.runtime.v2.task/moby/c1/0a1b.pid": "0a1b",
+    "/var/lib/containers/storage/overlay-containers/c1/userdata/9f8e/exec_pid": "9f8e",
+    "call.pid": "call",
+    "exec_pid": None,
+    None: None,
+}
+
+
+@pytest.mark.parametrize("path", PID_FILES, ids=str)
+def test_engines_id_is_read_from_the_pid_files_path(path):
+    from agentrun.execcall import _exec_id
+
+    assert _exec_id(path) == PID_FILES[path]

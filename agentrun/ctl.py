@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import click
@@ -14,7 +16,9 @@ from rich.table import Table
 
 from agentrun import __version__, fastjson
 from agentrun.client import VERDICTS, Client, select_calls
+from agentrun.doctor import examine
 from agentrun.errors import AgentrunError, CallNotFoundError
+from agentrun.paths import host_paths
 from agentrun.policyctl import policy
 from agentrun.terminal import plain
 from agentrun.units import parse_duration
@@ -174,6 +178,26 @@ def wait(call: str, timeout: float | None) -> None:
     except TimeoutError as error:
         click.echo(f"agentrunctl: {error}", err=True)
         sys.exit(2)
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="The findings as JSON.")
+def doctor(as_json: bool) -> None:
+    """Say what holds on this host and what does not; exit status 1 where there is a problem."""
+    if os.geteuid() != 0:
+        raise AgentrunError("needs root, like the engines whose containers it looks at")
+    findings = examine(host_paths())
+    if as_json:
+        click.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        table = Table(box=None, show_header=False, pad_edge=False)
+        for finding in findings:
+            for number, line in enumerate(finding.text.splitlines()):
+                head = (finding.level, finding.what) if number == 0 else ("", "")
+                table.add_row(*map(plain, head), plain(line))
+        Console(width=None if sys.stdout.isatty() else 160).print(table)
+    if any(finding.level == "problem" for finding in findings):
+        sys.exit(1)
 
 
 def main() -> None:

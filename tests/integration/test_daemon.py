@@ -195,3 +195,19 @@ def test_daemon_is_small():
     pid = run("systemctl", "show", "-P", "MainPID", "agentrund").stdout.strip()
     status = Path(f"/proc/{pid}/status").read_text()
     assert int(status.split("VmRSS:")[1].split()[0]) < 40 << 10
+
+
+def test_doctor_finds_a_healthy_host_and_a_store_that_is_read_only():
+    def doctor() -> tuple[int, dict[str, str]]:
+        done = run("agentrunctl", "doctor", "--json", check=False)
+        return done.returncode, {f["what"]: f["level"] for f in json.loads(done.stdout)}
+
+    code, found = doctor()
+    assert (code, found["agentrund"], found["kernel: exit status by pidfd"]) == (0, "ok", "ok"), found
+    run("mount", "-t", "tmpfs", "-o", "ro,mode=700", "tmpfs", RECORDS.parent)
+    try:
+        code, found = doctor()
+        assert (code, found[f"directory {RECORDS.parent}"]) == (1, "problem")
+    finally:
+        run("umount", RECORDS.parent)
+        LOG.unlink(missing_ok=True)  # says that the compiled configuration could not be stored

@@ -1,0 +1,203 @@
+"""`agentrunctl doctor`: what holds on this host, what does not, and what to do. Looks, changes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from agentrun import calls, config, inotify, layout
+from agentrun.paths import Paths
+
+CRUN_PS_FIXED = (1, 27, 1)  # crun 1492e83c: `ps` lists nested cgroups
+_FREE_LIMIT = 64 << 20
+_DAY_S = 86400.0
+_DOCKER = Path("/etc/docker/daemon.json")
+_PODMAN = (Path("/etc/containers/containers.conf"), Path("/etc/containers/containers.conf.d"))
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at: `ok`, `note` (works, but know this) or `problem`."""
+
+    level: str
+    what: str
+    text: str
+
+
+def examine(paths: Paths) -> list[Finding]:
+    """Everything that can be seen from here. A check that itself fails is a problem, not a crash."""
+    found: list[Finding] = []
+    for check in (_cgroups, _backends, _configuration, _daemon, _store, _kernel, _engines, _log):
+        try:
+            found += check(paths)
+        except OSError as error:
+            found.append(Finding("problem", check.__name__.strip("_"), f"cannot be looked at: {error}"))
+    return found
+
+
+def _cgroups(paths: Paths) -> Iterator[Finding]:
+    root = Path(paths.cgroup_root)
+    if not (root / "cgroup.controllers").exists():
+        yield Finding("problem", "cgroup v2", f"not at {root}: agentrun passes everything through here")
+        return
+    available = set((root / "cgroup.controllers").read_text().split())
+    missing = [name for name in layout.CONTROLLERS if name not in available]
+    if missing:
+        yield Finding("problem", "cgroup v2", f"no {', '.join(missing)} controller: these limits do not hold")
+    else:
+        yield Finding("ok", "cgroup v2", f"{root}: {' '.join(sorted(available))}")
+
+
+def _version(path: str) -> str:
+    done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20, check=False)
+    return done.stdout.partition("\n")[0] or f"status {done.returncode}"
+
+
+def parse_version(text: str) -> tuple[int, ...]:
+    """The first dotted number in a text: `crun version 1.21` is (1, 21)."""
+    found = re.search(r"\d+(\.\d+)+", text)
+    return tuple(map(int, found[0].split("."))) if found else ()
+
+
+def _backends(paths: Paths) -> Iterator[Finding]:
+    backends = config.load(paths).backends
+    if not backends:
+        yield Finding("problem", "backend", "neither runc nor crun is installed")
+    for kind, path in backends:
+        version = _version(path)
+        yield Finding("ok", f"backend {kind}", f"{path}: {version}")
+        if kind == "crun" and parse_version(version) < CRUN_PS_FIXED:
+            yield Finding(
+                "note", "backend crun", "before 1.27.1 `ps` lists no nested cgroup: agentrun answers itself"
+            )
+
+
+def _configuration(paths: Paths) -> Iterator[Finding]:
+    loaded = config.load(paths)
+    for problem in loaded.problems:
+        yield Finding("problem", "configuration", f"{problem}\nthe last good one stays in force")
+    policy = loaded.policy
+    files = ", ".join(config.policy_names(paths)) or "built-in"
+    text = f"{files}: {len(policy['classes'])} classes, {len(policy['rules'])} rules, hash {policy['hash']}"
+    yield Finding("ok", "policy", text)
+    yield Finding("ok" if loaded.mode == "enforce" else "note", "mode", loaded.mode)
+
+
+def _daemon(paths: Paths) -> Iterator[Finding]:
+    if calls.is_daemon_alive(paths):
+        yield Finding("ok", "agentrund", "runs")
+    else:
+        yield Finding(
+            "note",
+            "agentrund",
+            "does not run: no exit codes, no time limits (systemctl enable --now agentrund)",
+        )
+
+
+def _store(paths: Paths) -> Iterator[Finding]:
+    for directory in (paths.run, paths.state):
+        yield _directory(directory)
+
+
+def _directory(path: str) -> Finding:
+    what = f"directory {path}"
+    if not os.path.isdir(path):
+        return Finding("note", what, "not there yet: the first container makes it")
+    info = os.stat(path)
+    if info.st_uid != os.geteuid() or info.st_mode & 0o022:
+        return Finding(
+            "problem", what, "belongs to others or can be written by them: agentrun will not use it"
+        )
+    try:
+        with tempfile.TemporaryFile(dir=path) as file:
+            file.write(b"x")
+            file.flush()
+    except OSError as error:
+        return Finding(
+            "problem", what, f"cannot be written ({error.strerror}): calls run without limits and records"
+        )
+    free = os.statvfs(path).f_bavail * os.statvfs(path).f_frsize
+    if free < _FREE_LIMIT:
+        return Finding("problem", what, f"{free >> 20} MiB left")
+    return Finding("ok", what, "can be written")
+
+
+def _kernel(_: Paths) -> Iterator[Finding]:
+    features: tuple[tuple[str, Callable[[], bool], str], ...] = (
+        ("exit status by pidfd", _tells_exit_status, "before Linux 6.15: agentrund learns no exit codes"),
+        ("PSI", lambda: os.path.exists("/proc/pressure/memory"), "boot with psi=1 for pressure"),
+        (
+            "BTF",
+            lambda: os.path.exists("/sys/kernel/btf/vmlinux"),
+            "no eBPF enforcement (none is needed today)",
+        ),
+        (
+            "sched_ext",
+            lambda: os.path.isdir("/sys/kernel/sched_ext"),
+            "no CPU scheduler of our own (not needed today)",
+        ),
+    )
+    for name, is_there, otherwise in features:
+        there = is_there()
+        yield Finding("ok" if there else "note", f"kernel: {name}", "there" if there else otherwise)
+
+
+def _tells_exit_status() -> bool:
+    child = subprocess.Popen(["/bin/sh", "-c", "read _; exit 7"], stdin=subprocess.PIPE)
+    try:
+        pidfd = os.pidfd_open(child.pid)
+    except OSError:
+        return False
+    finally:
+        child.communicate(b"\n")
+    try:
+        return inotify.exit_status(pidfd) == 7 << 8
+    finally:
+        os.close(pidfd)
+
+
+def _engines(_: Paths) -> Iterator[Finding]:
+    if _DOCKER.exists():
+        text = _DOCKER.read_text()
+        try:
+            runtimes = json.loads(text).get("runtimes", {})
+        except (ValueError, AttributeError):
+            yield Finding("problem", "docker", f"{_DOCKER} is not valid JSON")
+            return
+        ours = [name for name, entry in runtimes.items() if "agentrun" in str(entry.get("path"))]
+        yield Finding(
+            "ok" if ours else "note",
+            "docker",
+            f"runtimes: {', '.join(ours)}" if ours else "agentrun is not registered",
+        )
+    files = [
+        file
+        for path in _PODMAN
+        for file in (path.glob("*.conf") if path.is_dir() else [path])
+        if file.exists()
+    ]
+    if any("agentrun" in file.read_text() for file in files):
+        yield Finding("ok", "podman", "agentrun is registered")
+
+
+def _log(paths: Paths) -> Iterator[Finding]:
+    """The last day's warnings, the latest in full."""
+    if not os.path.exists(paths.log):
+        yield Finding("ok", "log", "empty: our part never failed")
+        return
+    lines = Path(paths.log).read_text(errors="replace").splitlines()
+    since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - _DAY_S))
+    recent = [line for line in lines if f'"time":"{since}' <= line[1:] or '"time":null' in line]
+    if recent:
+        yield Finding(
+            "note", "log", f"{len(recent)} in the last day in {paths.log}, the latest: {recent[-1]}"
+        )
+    else:
+        yield Finding("ok", "log", "nothing in the last day")

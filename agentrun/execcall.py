@@ -165,13 +165,13 @@ def _open_call(
     name = _make_cgroup(container.child(layout.CALLS), live, state)
     call = container.child(layout.CALLS).child(name)
     try:
-        for controller, file, value in planned:
-            if controller in enabled:
-                _write_limit(call, file, value)
+        failed = _write_limits(call, [(file, value) for c, file, value in planned if c in enabled])
         if enforced and plan.io_max and "io" in enabled:
-            _limit_devices(call, plan.io_max)
+            failed += _limit_devices(call, plan.io_max)
         if enforced and (plan.memory_min or plan.memory_low):
             layout.protect_calls(container.child(layout.CALLS))
+        if failed:
+            live.note(name, state["id"], not_enforced=sorted({*state["not_enforced"], *failed}))
     except Exception:
         call.remove()
         live.free_slot(name)
@@ -195,16 +195,22 @@ def _absolute(path: str | None) -> str | None:
     return path if path is None or path.startswith("/") else f"{posix.getcwd()}/{path}"
 
 
-def _write_limit(call: Cgroup, file: str, value: str) -> None:
-    try:
-        call.write(file, value)
-    except CgroupError:
-        if file not in _OPTIONAL_FILES:
-            raise
+def _write_limits(call: Cgroup, files: list[tuple[str, str]]) -> list[str]:
+    """Write (file, value) pairs; returns the optional files that this kernel or disk did not take."""
+    failed = []
+    for file, value in files:
+        try:
+            call.write(file, value)
+        except CgroupError:
+            if file not in _OPTIONAL_FILES:
+                raise
+            failed.append(file)
+    return failed
 
 
-def _limit_devices(call: Cgroup, limits: list[list[str]]) -> None:
+def _limit_devices(call: Cgroup, limits: list[list[str]]) -> list[str]:
     """Write `io.max` for each device; one that this host does not have has nothing to limit."""
+    lines = []
     for device, values in limits:
         number = device
         if device.startswith("/"):
@@ -213,7 +219,8 @@ def _limit_devices(call: Cgroup, limits: list[list[str]]) -> None:
             except OSError:
                 continue
             number = f"{posix.major(rdev)}:{posix.minor(rdev)}"
-        _write_limit(call, "io.max", f"{number} {values}")
+        lines.append(("io.max", f"{number} {values}"))
+    return _write_limits(call, lines)
 
 
 def _make_cgroup(parent: Cgroup, session: calls.Calls, state: dict[str, Any]) -> str:

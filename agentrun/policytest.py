@@ -32,6 +32,22 @@ _LIMITS = ("memory", "cpus", "pids")
 _DEFAULT_HOST = Limits(64 << 30, 16.0)
 _SIZES = ("memory", "memory_high", "memory_low", "memory_min")
 _TIMES = ("time_soft", "time_hard")
+_EXPECTED = (
+    *(
+        "mode",
+        "class",
+        "rule",
+        "tier",
+        "priority",
+        "refused",
+        "cpu",
+        "cpu_weight",
+        "cpuset",
+        "pids",
+        "io_weight",
+    ),
+    *("net", *_SIZES, *_TIMES),
+)
 
 
 class CaseError(Exception):
@@ -132,26 +148,22 @@ def _differences(expected: dict[str, Any], decision: Decision, where: str) -> li
     differences = []
     for key, value in expected.items():
         name = str(key).replace("-", "_").replace(".", "_").removesuffix("_max")
-        if (
-            name not in found
-            and decision.plan is not None
-            and name not in (*_SIZES, *_TIMES, "cpu_weight", "net")
-        ):
-            raise CaseError(f"{where}.expect: unknown key {key!r}{suggestion(name, list(found))}")
-        wanted, actual = _parse(name, value), found.get(name)
-        # Without a mode in the way YAML 1.1 reads `off` as false.
-        if name == "mode" and isinstance(value, bool):
-            wanted = "on" if value else "off"
+        if name not in _EXPECTED:
+            raise CaseError(f"{where}.expect: unknown key {key!r}{suggestion(name, _EXPECTED)}")
+        wanted, actual = _parse(name, value, where), found.get(name)
         if wanted != actual:
             differences.append(f"{key}: expected {wanted!r}, got {actual!r}")
     return differences
 
 
-def _parse(name: str, value: Any) -> Any:
-    if value is None or isinstance(value, list):
+def _parse(name: str, value: Any, where: str) -> Any:
+    """An expected value as decisions hold it: bytes, seconds, or as it is."""
+    if name == "mode" and value is False:
+        return "off"  # YAML 1.1 reads `off` as false
+    read = parse_size if name in _SIZES else parse_duration if name in _TIMES else None
+    if read is None or not isinstance(value, str):
         return value
-    if name in _SIZES and isinstance(value, str):
-        return parse_size(value)
-    if name in _TIMES and isinstance(value, str):
-        return parse_duration(value)
-    return value
+    parsed = read(value)
+    if parsed is None:
+        raise CaseError(f"{where}.expect.{name}: {value!r}: not understood")
+    return parsed

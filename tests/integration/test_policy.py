@@ -22,6 +22,7 @@ classes:
     cpu: {max: 1, weight: 77}
     pids: {default: 90, max: 100}
   later: {priority: low, cpu: {cpus: "0"}}
+  elsewhere: {cpu: {cpus: "4000"}}
 tiers:
   low: {memory: {max: 100M}, cpu: {weight: 33}}
 sessions:
@@ -126,6 +127,12 @@ def test_call_that_can_wait_is_pinned_and_nice(engine):
     assert out[1] == "0"
     # crun applies `scheduler` to an exec; runc 1.1 does not know it.
     assert out[2] == ("10" if engine.backend == "crun" else "0")
+
+
+def test_limit_that_the_kernel_does_not_take_is_named(engine):
+    record = call(engine, "true", options=("-e", "AGENTRUN_INTENT=class=elsewhere"))
+    assert record["not_enforced"] == ["cpuset.cpus"]
+    assert record["limits"]["pids"] == 300
 
 
 def test_observed_call_is_recorded_without_limits(engine):

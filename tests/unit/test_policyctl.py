@@ -156,6 +156,7 @@ def test_cases_of_a_policy(tmp_path):
             "session.memory: '5': not understood",
         ),
         ("tests: [{expect: {class: x}}]", "expected a command"),
+        ("tests: [{command: ls, expect: {memory: 5Q}}]", "expect.memory: '5Q': not understood"),
     ],
 )
 def test_case_that_cannot_be_run_is_an_error(tmp_path, text, message):

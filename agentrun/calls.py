@@ -42,6 +42,11 @@ def escape_root(root: str) -> str:
     return name if len(name) <= 200 else name[:80] + "%" + records.digest(name)
 
 
+def unescape_root(name: str) -> str:
+    """The root directory that `escape_root` made a name of (a shortened one gives a path that is nowhere)."""
+    return "/" + name.replace("@", "/").replace("%40", "@").replace("%25", "%")
+
+
 def is_slot(name: str) -> bool:
     """Whether a file in a session's directory is the state of a call."""
     return name.startswith(PREFIX) and name[len(PREFIX) :].isdigit()
@@ -230,6 +235,12 @@ class Calls:
             _kill(calls)
         self.harvest(limit=_SLOTS_LIMIT, wait=True)
         self.forget_if_empty()
+
+    def forget_if_gone(self) -> None:
+        """Remove the session's directory if its container is gone: an exec that raced with delete left it."""
+        head, _, container_id = self.where.rpartition("/")
+        if not files.exists(f"{unescape_root(head.rpartition('/')[2])}/{container_id}"):
+            self.forget_if_empty()
 
     def forget_if_empty(self) -> None:
         """Remove the session's directory once no call is left in it."""

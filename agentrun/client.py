@@ -73,6 +73,7 @@ class Client:
         if not calls.is_daemon_alive(self.paths):  # it knows better when and how a call ended
             for session in calls.open_all(self.paths):
                 session.harvest(limit=1 << 16, wait=True)
+                session.forget_if_gone()
         return sorted(self._records() + self._live(), key=lambda row: str(row["id"]))
 
     def call(self, call_id: str | None = None, *, exec_id: str | None = None) -> dict[str, Any]:

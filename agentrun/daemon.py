@@ -394,6 +394,8 @@ class Daemon:
         for call in list(self.live.values()):
             self._check_end(call)
         self._watch_directory(self.sessions)
+        for session in calls.open_all(self.paths):
+            session.forget_if_gone()
         self.later(_SWEEP_S, self._sweep)
 
 

@@ -53,7 +53,7 @@ class Node:
         self.daemon: subprocess.Popen[bytes] | None = None
         self.processes: list[subprocess.Popen[bytes]] = []
         (cgroup / "agentrun-calls").mkdir()
-        for folder in ("var/log", "var/lib", "pids"):
+        for folder in ("var/log", "var/lib", "pids", "runc/c1"):
             (root / folder).mkdir(parents=True)
 
     def start(self) -> None:
@@ -69,7 +69,7 @@ class Node:
 
     def call(self, *command: str, pid_file: bool = True, **state: Any) -> str:
         """Start a call as a runtime does (slot, cgroup, process, pid file, gone); returns its id."""
-        session = calls.open_calls(self.paths, "/run/runc", "c1")
+        session = calls.open_calls(self.paths, str(self.root / "runc"), "c1")
         assert session
         call_id = os.urandom(6).hex()
         path = str(self.root / f"pids/{call_id}.pid") if pid_file else None

@@ -230,3 +230,19 @@ def test_oom_counts_tell_the_container_from_what_is_above_it(tmp_path):
     assert oom_counts(Cgroup(str(tmp_path / "pods/x.scope/container"))) == [6, 1]
     assert oom_counts(Cgroup(str(tmp_path / "pods/x.scope"))) == [2, 1]
     assert oom_counts(Cgroup(str(tmp_path / "nowhere"))) == [0, 0]
+
+
+@pytest.mark.parametrize("root", ["/run/runc", "/var/run/docker/runtime-runc/moby", "/a@b%c/d"])
+def test_root_can_be_read_back_from_its_name(root):
+    assert calls.unescape_root(calls.escape_root(root)) == root
+
+
+def test_session_is_forgotten_once_its_container_is_gone(paths, tmp_path):
+    for container_id in ("there", "gone"):
+        made = calls.open_calls(paths, str(tmp_path / "runc"), container_id)
+        assert made is not None
+        made.close()
+    (tmp_path / "runc/there").mkdir(parents=True)
+    for found in calls.open_all(paths):
+        found.forget_if_gone()
+    assert [os.path.basename(found.where) for found in calls.open_all(paths)] == ["there"]

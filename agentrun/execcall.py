@@ -170,6 +170,8 @@ def _open_call(
             failed += _limit_devices(call, plan.io_max)
         if enforced and (plan.memory_min or plan.memory_low):
             layout.protect_calls(container.child(layout.CALLS))
+        if "cpuset" not in enabled or "cpuset.cpus" in failed:
+            plan.cpuset = None  # as an affinity, CPUs that are not there would fail the exec (crun)
         if failed:
             live.note(name, state["id"], not_enforced=sorted({*state["not_enforced"], *failed}))
     except Exception:

@@ -116,11 +116,17 @@ class Calls:
     def read(self, name: str) -> dict[str, Any] | None:
         """The state of a call; None when it is gone or damaged."""
         try:
-            data = files.read_regular(name, _STATE_LIMIT, dir_fd=self._fd)
-            state = fastjson.loads(data) if data else None
+            return self._load(name)
         except (OSError, ValueError):
             return None
-        return state if isinstance(state, dict) else None
+
+    def _load(self, name: str) -> dict[str, Any]:
+        """The state of a call. Raises FileNotFoundError when it is gone, OSError or ValueError when damaged."""
+        data = files.read_regular(name, _STATE_LIMIT, dir_fd=self._fd)
+        state = fastjson.loads(data) if data else None
+        if not isinstance(state, dict):
+            raise ValueError("no object")
+        return state
 
     def harvest(self, *, limit: int = _HARVEST_LIMIT, wait: bool = False) -> int:
         """Record and remove calls that ended; returns how many.
@@ -189,8 +195,11 @@ class Calls:
             posix.close(lock)
 
     def _harvest_one(self, name: str) -> bool:
-        state = self.read(name)
-        if state is None:
+        try:
+            state = self._load(name)
+        except FileNotFoundError:
+            return False  # recorded by another since we listed it; the name may be a new call's by now
+        except (OSError, ValueError):
             return self._drop_damaged(name)
         call = cg.Cgroup(str(state.get("calls"))).child(name)
         if is_starting(state) or call.is_populated():
@@ -200,9 +209,8 @@ class Calls:
 
     def _drop_damaged(self, name: str) -> bool:
         """Drop a state file that cannot be read: nobody could ever tell whose call it was."""
-        if name in posix.listdir(self._fd):
-            log.warn(self.paths, "damaged state of a call dropped", path=f"{self.where}/{name}")
-            self.free_slot(name)
+        log.warn(self.paths, "damaged state of a call dropped", path=f"{self.where}/{name}")
+        self.free_slot(name)
         return False
 
     def _record(self, name: str, state: dict[str, Any], call: cg.Cgroup) -> None:

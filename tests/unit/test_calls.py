@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from agentrun import calls
+from agentrun import calls, files
 from agentrun.errors import StateError
 from agentrun.paths import Paths
 
@@ -93,6 +93,24 @@ def test_damaged_state_is_dropped_with_a_record(session, paths, content):
     assert session.slots() == []
     with open(paths.log) as file:
         assert "damaged" in file.read()
+
+
+def test_slot_that_was_freed_and_taken_again_while_harvesting_is_spared(session, monkeypatch):
+    """A harvest lists slots, then waits for the lock: by then a name may be free, or a new call's."""
+    session.take_slot(state())
+    read_regular = files.read_regular
+
+    def taken_again(name, *args, **kwargs):
+        session.free_slot(name)
+        try:
+            return read_regular(name, *args, **kwargs)
+        finally:
+            session.take_slot(state())
+
+    monkeypatch.setattr(files, "read_regular", taken_again)
+    assert session.harvest() == 0
+    monkeypatch.undo()
+    assert session.slots() == ["call-0"] and session.read("call-0") is not None
 
 
 def test_many_processes_at_once_get_different_slots(paths):

@@ -121,7 +121,7 @@ class Calls:
             return None
 
     def _load(self, name: str) -> dict[str, Any]:
-        """The state of a call. Raises FileNotFoundError when it is gone, OSError or ValueError when damaged."""
+        """The state of a call. FileNotFoundError when it is gone, OSError or ValueError when damaged."""
         data = files.read_regular(name, _STATE_LIMIT, dir_fd=self._fd)
         state = fastjson.loads(data) if data else None
         if not isinstance(state, dict):

@@ -37,15 +37,17 @@ lint: $(VENV_STAMP) ## format, lint, types, shell scripts
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/shellcheck agentrun/front/agentrun.in agentrun/front/install.sh tests/demo/run tests/run-vm
+	$(VENV)/bin/shellcheck agentrun/front/agentrun.in agentrun/front/install.sh tests/demo/run
 
 native-test: $(VENV_STAMP) ## unit and contract tests, without a VM (root makes them complete)
 	$(VENV)/bin/python -m pytest -q
 
 vm-test: ## integration tests on real docker, podman, containerd, runc and crun, in the test VM
 	tests/run-vm \
-		"tests/integration/test_by_hand.py tests/integration/test_edges.py tests/integration/test_daemon.py" \
-		"tests/integration/test_engines.py tests/integration/test_policy.py"
+		"tests/integration/test_by_hand.py" \
+		"tests/integration/test_engines.py" \
+		"tests/integration/test_policy.py" \
+		"tests/integration/test_edges.py tests/integration/test_daemon.py"
 
 bench: $(VENV_STAMP) ## bare runtimes against agentrun; rewrites the table in docs/benchmarks.md
 	$(VENV)/bin/python tests/bench/bench.py

@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agentrun import calls, files, inotify, log, processes, systemd, verdict
+from agentrun.bpf.watch import NetCounts
 from agentrun.cgroup import Cgroup
 from agentrun.errors import AgentrunError, CgroupError, StateError
 from agentrun.paths import Paths, host_paths
@@ -96,6 +97,7 @@ class Daemon:
         self._cancelled = 0
         self._count = itertools.count()
         self._running = True
+        self._net_counts = NetCounts()
         self._on(self._inotify.fileno(), select.EPOLLIN, self._read_inotify)
         self._wake_on_signals()
 
@@ -333,7 +335,8 @@ class Daemon:
             call.tries += 1
             self.later(_STATUS_RETRY_S, lambda: self._check_end(call))
             return
-        self._note(call, end=call.ended_at)
+        network = self._net_counts.note(call.cgroup.path, call.state.get("limits"))
+        self._note(call, end=call.ended_at, **network)
         self._forget(call)
         session = self._open(call.where)
         if session is not None:

@@ -20,7 +20,7 @@ _PLANNED = (
     "mode", "policy", "session", "tier", "class", "rule", "intent", "limits", "reasons", "not_enforced",
 )  # fmt: skip
 # What agentrund notes in the state of a call while that runs.
-NOTES = ("exit_code", "signal", "timed_out", "slow", "killed_by", "end")
+NOTES = ("exit_code", "signal", "timed_out", "slow", "killed_by", "network", "end")
 _WORD_LIMIT = 64
 _COMMAND_LIMIT = 4096  # characters of a whole command
 _SIZE_LIMIT = 64 << 20  # two files of 64 MiB: some 200,000 calls

@@ -171,6 +171,15 @@ def test_children_new_sessions_and_nested_cgroups_stay_under_the_profile():
         assert call.probe(f"tcp:{OUTSIDE}", cgroup=nested) == {f"tcp:{OUTSIDE}": "EPERM"}
 
 
+def test_nesting_cgroups_deeper_than_we_look_hides_nobody():
+    with made_call() as call:
+        nested = call.cgroup.joinpath(*(["n"] * 60))
+        nested.mkdir(parents=True)
+        assert call.probe(f"tcp:{OUTSIDE}", cgroup=nested) == {f"tcp:{OUTSIDE}": "EPERM"}
+        allowed = call.cgroup.joinpath(*(["n"] * 20))
+        assert call.probe(f"tcp:{OUTSIDE}", cgroup=allowed) == {f"tcp:{OUTSIDE}": "ok"}
+
+
 def test_a_damaged_profile_denies():
     with made_call() as call:
         os.setxattr(call.cgroup, types.NET_XATTR, b"\xff")

@@ -13,7 +13,7 @@ VENV ?= .venv
 VENV_STAMP := $(VENV)/.installed
 VM := tests/vm/vm
 
-.PHONY: help install uninstall demo test lint native-test vm-test bench clean
+.PHONY: help install uninstall bpf demo test lint native-test vm-test bench clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -22,6 +22,9 @@ help: ## list the targets
 install: ## install agentrun below PREFIX (and DESTDIR)
 	PYTHON='$(PYTHON)' BINDIR='$(BINDIR)' SBINDIR='$(SBINDIR)' UNITDIR='$(UNITDIR)' \
 		LIBEXECDIR='$(LIBEXECDIR)' DESTDIR='$(DESTDIR)' VERSION='$(VERSION)' sh agentrun/front/install.sh
+
+bpf: ## build the BPF objects (clang); `make install` takes along what was built
+	$(MAKE) -C bpf
 
 uninstall: ## remove what install put there; configuration and records stay
 	rm -f $(addprefix $(DESTDIR)$(BINDIR)/,agentrun agentrun-runc agentrun-crun agentrunctl)
@@ -39,10 +42,10 @@ lint: $(VENV_STAMP) ## format, lint, types, shell scripts
 	$(VENV)/bin/mypy
 	$(VENV)/bin/shellcheck agentrun/front/agentrun.in agentrun/front/install.sh tests/demo/run
 
-native-test: $(VENV_STAMP) ## unit and contract tests, without a VM (root makes them complete)
+native-test: $(VENV_STAMP) bpf ## unit and contract tests, without a VM (root makes them complete)
 	$(VENV)/bin/python -m pytest -q
 
-vm-test: ## integration tests on real docker, podman, containerd, runc and crun, in the test VM
+vm-test: bpf ## integration tests on real docker, podman, containerd, runc and crun, in the test VM
 	tests/run-vm \
 		"tests/integration/test_by_hand.py" \
 		"tests/integration/test_engines.py" \
@@ -58,4 +61,5 @@ $(VENV_STAMP): pyproject.toml
 	touch $@
 
 clean: ## remove what was built here (the VM image stays in its cache)
+	$(MAKE) -C bpf clean
 	rm -rf $(VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -27,16 +27,25 @@ render() {
 	mv -f "$2.new" "$2"
 }
 
-install -d -m 0755 "$bin" "$lib/agentrun"
-for module in agentrun/*.py; do
-	place "$module" "$lib/$module" 0644
+for package in agentrun agentrun/bpf; do
+	install -d -m 0755 "$bin" "$lib/$package"
+	for module in "$package"/*.py; do
+		place "$module" "$lib/$module" 0644
+	done
+	for installed in "$lib/$package"/*.py; do
+		[ -e "$package/${installed##*/}" ] || rm -f "$installed"
+	done
+	rm -rf "$lib/$package/__pycache__"
 done
-for installed in "$lib"/agentrun/*.py; do
-	[ -e "agentrun/${installed##*/}" ] || rm -f "$installed"
+# BPF objects are optional: built by `make bpf`, here or on another machine. align.bpf.o is for a test only.
+rm -rf "$lib/bpf"
+install -d -m 0755 "$lib/bpf"
+for object in bpf/build/*.bpf.o; do
+	case $object in */align.bpf.o | *'*'*) continue ;; esac
+	place "$object" "$lib/bpf/${object##*/}" 0644
 done
 place agentrun/front/oci.py "$lib/oci.py" 0644
 # unchecked-hash: the hot path then never looks at the sources (one stat less for each module).
-rm -rf "$lib/agentrun/__pycache__"
 "$python" -I -S -m compileall -q -o 2 --invalidation-mode unchecked-hash -s "$lib" -p "$LIBEXECDIR" "$lib/agentrun"
 "$python" -I -S agentrun/front/bundle.py "$lib/agentrun" "$lib/hotpath.bin.new"
 chmod 0644 "$lib/hotpath.bin.new"

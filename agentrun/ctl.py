@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from agentrun import __version__, fastjson
+from agentrun.bpf.ctl import bpf
 from agentrun.client import VERDICTS, Client, select_calls
 from agentrun.doctor import examine
 from agentrun.errors import AgentrunError, CallNotFoundError
@@ -34,6 +35,7 @@ def cli() -> None:
 
 
 cli.add_command(policy)
+cli.add_command(bpf)
 
 
 def format_size(size: float | None) -> str:

@@ -21,6 +21,9 @@
 #define bpf_ksym_exists(sym) (!!(sym))
 #endif
 
+/* Linux 6.2, c4bcfb38a95e; the headers that we are built with may be older. */
+#define AR_MAP_TYPE_CGRP_STORAGE 32
+
 /* Linux 6.17, 535b070f4a80: only names that begin with "user." */
 extern int bpf_cgroup_read_xattr(struct cgroup *cgroup, const char *name__str,
 				 struct bpf_dynptr *value_p) __ksym;

@@ -76,7 +76,7 @@ int BPF_PROG(on_populated, struct cgroup *cgrp, const char *path, int populated)
 	event = reserve(AR_EVENT_POPULATED, cgrp->kn->id);
 	if (event) {
 		event->value = populated;
-		bpf_ringbuf_submit(event, 0);
+		tell(event);
 	}
 	return 0;
 }
@@ -98,7 +98,7 @@ int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm
 	event = reserve(AR_EVENT_EXEC, id);
 	if (event) {
 		take_comm(event, task);
-		bpf_ringbuf_submit(event, BPF_RB_NO_WAKEUP);
+		tell_later(event);
 	}
 	return 0;
 }
@@ -125,7 +125,7 @@ int BPF_PROG(on_exit, struct task_struct *task)
 		event->value = task->exit_code;
 		event->pid = task->tgid;
 		take_comm(event, task);
-		bpf_ringbuf_submit(event, BPF_RB_NO_WAKEUP);
+		tell_later(event);
 	}
 	return 0;
 }
@@ -142,7 +142,7 @@ int BPF_PROG(on_victim, struct task_struct *task)
 	if (event) {
 		event->pid = task->tgid;
 		take_comm(event, task);
-		bpf_ringbuf_submit(event, 0);
+		tell(event);
 	}
 	return 0;
 }
@@ -158,7 +158,7 @@ int BPF_PROG(on_attach, struct cgroup *cgrp, const char *path, struct task_struc
 	if (event) {
 		event->pid = task->tgid;
 		take_comm(event, task);
-		bpf_ringbuf_submit(event, BPF_RB_NO_WAKEUP);
+		tell_later(event);
 	}
 	return 0;
 }

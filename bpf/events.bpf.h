@@ -71,6 +71,20 @@ static __always_inline struct cgroup *call_of(struct cgroup *cgrp)
 	return NULL;
 }
 
+/* Tell the reader now. Without FORCE the kernel wakes it only if it has read all before this record, which is not
+ * so after tell_later().
+ */
+static __always_inline void tell(void *record)
+{
+	bpf_ringbuf_submit(record, BPF_RB_FORCE_WAKEUP);
+}
+
+/* Leave it for when there is something to tell: nobody waits for an exec. */
+static __always_inline void tell_later(void *record)
+{
+	bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
+}
+
 static __always_inline void fill_event(struct ar_event *event, u32 kind, u64 call)
 {
 	event->time_ns = bpf_ktime_get_boot_ns();

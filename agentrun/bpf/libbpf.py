@@ -10,7 +10,7 @@ import collections
 import ctypes
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,6 +150,7 @@ class Object:
             raise self._lib.fail(f"open BPF object {path!r}")
         self._handle: int = handle
         self._links: list[int] = []
+        self._left_out: set[str] = set()
 
     def __enter__(self) -> Object:
         return self
@@ -160,10 +161,12 @@ class Object:
         self._lib.c.bpf_object__close(self._handle)
 
     def programs(self) -> Iterator[Program]:
-        """Its programs."""
+        """Its programs, without those that are left out."""
         at = None
         while at := self._lib.c.bpf_object__next_program(self._handle, at):
             name = self._lib.c.bpf_program__name(at).decode()
+            if name in self._left_out:
+                continue
             yield Program(at, name, self._lib.c.bpf_program__section_name(at).decode())
 
     def maps(self) -> Iterator[ObjectMap]:
@@ -190,9 +193,12 @@ class Object:
                 return
         raise BpfError(f"set constants of {self.path!r}: it has none")
 
-    def leave_out(self, program: Program) -> None:
-        """Do not load a program (this kernel lacks what it needs)."""
-        self._lib.c.bpf_program__set_autoload(program.handle, False)
+    def leave_out(self, names: Collection[str]) -> None:
+        """Do not load some programs (this kernel lacks what they need)."""
+        for program in self.programs():
+            if program.name in names:
+                self._lib.c.bpf_program__set_autoload(program.handle, False)
+                self._left_out.add(program.name)
 
     def load(self) -> None:
         """Have the kernel check and load it all. Raises BpfError with the verifier's last words."""

@@ -13,7 +13,7 @@ import fcntl
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,14 +33,15 @@ class Module:
     """One object file. `exclusive`: two versions cannot be in force at once (a sched_ext scheduler).
 
     `constants` gives bytes to write over .rodata by offset, before the load. `default`: loaded by
-    `agentrunctl bpf load` without a name.
+    `agentrunctl bpf load` without a name. `optional` names programs that are left out where a kernel does not
+    take them, with what is lost then.
     """
 
     name: str
     what: str
     exclusive: bool = False
     default: bool = True
-    optional: frozenset[str] = frozenset()
+    optional: Mapping[str, str] = field(default_factory=dict)
     constants: Mapping[int, bytes] = field(default_factory=dict)
 
     @property
@@ -53,7 +54,14 @@ MODULES = {
     module.name: module
     for module in (
         Module("events", "ends, execs, exits and OOM victims of calls"),
-        Module("net", "network profiles and counters of calls"),
+        Module(
+            "net",
+            "network profiles and counters of calls",
+            optional={
+                "net_socket": "raw, packet and MPTCP sockets get around a network profile (this kernel takes"
+                " no program at security_socket_create), and a server's bytes are not counted"
+            },
+        ),
     )
 }
 
@@ -71,6 +79,12 @@ class Status:
     loaded: str | None
     programs: list[pins.PinnedProgram]
     dead: list[str]
+
+    @property
+    def lost(self) -> list[str]:
+        """What does not hold because this kernel took only a part."""
+        there = {program.name for program in self.programs}
+        return [] if self.loaded is None else [t for n, t in self.module.optional.items() if n not in there]
 
     @property
     def in_force(self) -> bool:
@@ -157,7 +171,7 @@ def load(paths: Paths, module: Module, attach: Callable[[Object, str], None] | N
         _prepare(module)
         if module.exclusive or before.current:
             _drop_others(module, None)
-        _load_version(paths, module, before.file, before.hash, attach or _attach_all(paths, module))
+        _load_version(module, before.file, before.hash, attach or _attach_all(paths))
         _drop_others(module, before.hash)
         return True
 
@@ -170,8 +184,18 @@ def _prepare(module: Module) -> None:
         pins.check_owner(f"{pins.SHARED}/{name}")  # libbpf reuses what it finds there
 
 
-def _load_version(
-    paths: Paths, module: Module, file: str, version: str, attach: Callable[[Object, str], None]
+def _load_version(module: Module, file: str, version: str, attach: Callable[[Object, str], None]) -> None:
+    """Load, pin and attach, without the optional programs where it does not work with them."""
+    try:
+        _try_version(module, file, version, attach, left_out=())
+    except BpfError:
+        if not module.optional:
+            raise
+        _try_version(module, file, version, attach, left_out=tuple(module.optional))
+
+
+def _try_version(
+    module: Module, file: str, version: str, attach: Callable[[Object, str], None], left_out: Sequence[str]
 ) -> None:
     half = f"{module.directory}/{_HALF}"
     pins.make_directory(half)
@@ -179,6 +203,7 @@ def _load_version(
         with Object(file, pins.SHARED) as opened:
             for offset, data in module.constants.items():
                 opened.set_constants(offset, data)
+            opened.leave_out(left_out)
             opened.load()
             _pin_all(opened, half)
             attach(opened, half)
@@ -198,7 +223,7 @@ def _pin_all(opened: Object, directory: str) -> None:
             opened.pin_map(each, f"{directory}/map_{each.name}")
 
 
-def _attach_all(paths: Paths, module: Module) -> Callable[[Object, str], None]:
+def _attach_all(paths: Paths) -> Callable[[Object, str], None]:
     """The usual way: cgroup programs to the cgroup root, the others as their sections say, struct_ops maps.
 
     At the root, because a container's cgroup would have to be attached to before its first process and again

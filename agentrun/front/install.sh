@@ -55,9 +55,11 @@ render agentrun/front/agentrun.in "$bin/agentrun"
 render agentrun/front/agentrunctl.in "$bin/agentrunctl"
 install -d -m 0755 "$DESTDIR$SBINDIR" "$DESTDIR$UNITDIR"
 render agentrun/front/agentrund.in "$DESTDIR$SBINDIR/agentrund"
-sed "s|@SBINDIR@|$SBINDIR|" configs/agentrund.service >"$DESTDIR$UNITDIR/agentrund.service.new"
-chmod 0644 "$DESTDIR$UNITDIR/agentrund.service.new"
-mv -f "$DESTDIR$UNITDIR/agentrund.service.new" "$DESTDIR$UNITDIR/agentrund.service"
+for unit in agentrund.service agentrun-bpf.service; do
+	sed -e "s|@SBINDIR@|$SBINDIR|" -e "s|@BINDIR@|$BINDIR|" "configs/$unit" >"$DESTDIR$UNITDIR/$unit.new"
+	chmod 0644 "$DESTDIR$UNITDIR/$unit.new"
+	mv -f "$DESTDIR$UNITDIR/$unit.new" "$DESTDIR$UNITDIR/$unit"
+done
 ln -sfn agentrun "$bin/agentrun-runc"
 ln -sfn agentrun "$bin/agentrun-crun"
 

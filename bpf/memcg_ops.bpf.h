@@ -1,11 +1,11 @@
-/* SPDX-License-Identifier: GPL-2.0 OR BSD-2-Clause */
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * memcg_bpf_ops: soft memory limits inside the kernel, for kernels that have it.
  *
  * Two forms were posted and none is merged (bpf-next RFC v6, 4 Feb 2026; v7, 26 May 2026); FORM chooses
  * one, and the loader chooses the object by the running kernel's BTF. The model is the same in both:
  *
- * agentrund keeps one entry per cgroup in `memcg_policies`. A charge looks up its own cgroup, then its
+ * agentrund keeps one entry per cgroup in `ar_memcg_policies`. A charge looks up its own cgroup, then its
  * ancestors: the nearest entry counts, so that a call is subject to its tier's or session's entry without
  * one of its own (the ops pointer is inherited, the memcg given is always the leaf). While the entry's
  * deadline lies ahead and the entry's own subtree is over its soft limit, each slow-path charge is
@@ -14,29 +14,14 @@
 #ifndef FORM
 #error "FORM is 6 or 7"
 #endif
-#include <linux/bpf.h>
-#include <stdbool.h>
-#include <bpf/bpf_helpers.h>
-#include <bpf/bpf_core_read.h>
+#include "compat.h"
+#include "agentrun.h"
 #include <bpf/bpf_tracing.h>
-#include "memcg_ops.h"
 
 #define MAX_LEVELS 12
 #define PAGE_SHIFT 12
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
-struct kernfs_node {
-	__u64 id;
-};
-struct cgroup;
-struct cgroup_subsys_state {
-	struct cgroup *cgroup;
-	struct cgroup_subsys_state *parent;
-};
-struct cgroup {
-	struct cgroup_subsys_state self;
-	struct kernfs_node *kn;
-};
 typedef struct {
 	long counter;
 } atomic_long_t;
@@ -68,14 +53,14 @@ char _license[] SEC("license") = "Dual BSD/GPL";
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 16384);
-	__type(key, __u64);
-	__type(value, struct memcg_policy);
-} memcg_policies SEC(".maps");
+	__type(key, u64);
+	__type(value, struct ar_memcg_policy);
+} ar_memcg_policies SEC(".maps");
 
 /* Where a charge stands: its entry, and the memory of the subtree that the entry is about. */
 struct found {
-	struct memcg_policy *policy;
-	__u64 usage_bytes;
+	struct ar_memcg_policy *policy;
+	u64 usage_bytes;
 };
 
 /*
@@ -88,15 +73,15 @@ static __always_inline struct found lookup_policy(struct mem_cgroup *memcg)
 	struct found found = {};
 
 	for (int level = 0; level < MAX_LEVELS && css; level++) {
-		__u64 id = BPF_CORE_READ(css, cgroup, kn, id);
-		struct memcg_policy *policy = bpf_map_lookup_elem(&memcg_policies, &id);
+		u64 id = BPF_CORE_READ(css, cgroup, kn, id);
+		struct ar_memcg_policy *policy = bpf_map_lookup_elem(&ar_memcg_policies, &id);
 
 		if (policy) {
 			/* css is the first member of mem_cgroup (the kernel's own mem_cgroup_from_css) */
 			struct mem_cgroup *at = (struct mem_cgroup *)css;
 
 			found.policy = policy;
-			found.usage_bytes = (__u64)BPF_CORE_READ(at, memory.usage.counter) << PAGE_SHIFT;
+			found.usage_bytes = (u64)BPF_CORE_READ(at, memory.usage.counter) << PAGE_SHIFT;
 			return found;
 		}
 		css = BPF_CORE_READ(css, parent);
@@ -129,9 +114,9 @@ static __always_inline bool is_protected(struct mem_cgroup *memcg)
 SEC("struct_ops/handle_cgroup_offline")
 void BPF_PROG(handle_cgroup_offline, struct mem_cgroup *memcg)
 {
-	__u64 id = BPF_CORE_READ(memcg, css.cgroup, kn, id);
+	u64 id = BPF_CORE_READ(memcg, css.cgroup, kn, id);
 
-	bpf_map_delete_elem(&memcg_policies, &id);
+	bpf_map_delete_elem(&ar_memcg_policies, &id);
 }
 
 #if FORM == 6

@@ -62,6 +62,8 @@ MODULES = {
                 " no program at security_socket_create), and a server's bytes are not counted"
             },
         ),
+        Module("memcg_ops_v6", "soft memory limits by memcg_bpf_ops (RFC v6)", default=False),
+        Module("memcg_ops_v7", "soft memory limits by memcg_bpf_ops (RFC v7)", default=False),
     )
 }
 

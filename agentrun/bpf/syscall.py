@@ -15,6 +15,7 @@ from agentrun.errors import BpfError
 _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _MAP_NEXT_KEY = 1, 2, 3, 4
 _OBJ_PIN, _OBJ_GET, _INFO_BY_FD = 6, 7, 15
 _LINK_CREATE, _LINK_DETACH = 28, 34
+_ATTACH_STRUCT_OPS = 44  # enum bpf_attach_type
 _NUMBERS = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "s390x": 351, "ppc64le": 361}
 
 # enum bpf_link_type
@@ -96,6 +97,16 @@ def link_create(program: int, target: int, attach_type: int) -> int:
     """Attach a program to a cgroup (or another target by descriptor); returns the link's descriptor."""
     attributes = struct.pack("=IIII", program, target, attach_type, 0) + bytes(32)
     return _bpf(_LINK_CREATE, attributes, "create link")
+
+
+def link_struct_ops(ops: int, *, target_fd: int = 0, relative_fd: int = 0, flags: int = 0) -> int:
+    """Attach a filled struct_ops map; returns the link's descriptor.
+
+    The cgroup goes into `target_fd` or into link_create.cgroup.relative_fd (which follows `flags` in the
+    union): which of them is the type's own convention.
+    """
+    attributes = struct.pack("=IIIII", ops, target_fd, _ATTACH_STRUCT_OPS, flags, relative_fd) + bytes(32)
+    return _bpf(_LINK_CREATE, attributes, "create struct_ops link")
 
 
 def link_detach(link: int) -> None:

@@ -22,7 +22,7 @@ from agentrun.cgroup import Cgroup
 from agentrun.errors import AgentrunError, CallNotFoundError
 from agentrun.paths import Paths, host_paths
 
-VERDICTS = ("ok", "failed", "oom-killed", "timed-out", "killed")
+VERDICTS = ("ok", "failed", "oom-killed", "timed-out", "stalled", "killed")
 _POLL_S = 0.05
 
 

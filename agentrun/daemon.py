@@ -22,12 +22,16 @@ import time
 from collections.abc import Callable
 
 from agentrun import calls, files, inotify, log, processes, systemd, verdict
+from agentrun.background import Background
 from agentrun.cgroup import Cgroup
 from agentrun.deadlines import Deadlines
 from agentrun.errors import AgentrunError, StateError
 from agentrun.live import Call, Part
 from agentrun.loop import Loop
+from agentrun.memorywatch import MemoryWatch
 from agentrun.paths import Paths, host_paths
+from agentrun.stalls import Stalls
+from agentrun.teller import Teller
 
 LOCK_FILE = "agentrund.lock"
 _CGROUP_RETRY_S = 0.002  # a slot is there a moment before its cgroup
@@ -256,8 +260,9 @@ class Daemon(Loop):
             call.tries += 1
             self.later(_STATUS_RETRY_S, lambda: self._check_end(call))
             return
-        for part in self.parts:
-            part.ending(call)
+        if not all(part.is_done(call) for part in self.parts):
+            self.later(_STATUS_RETRY_S, lambda: self._check_end(call))
+            return
         self.note(call, end=call.ended_at)
         self._forget(call)
         session = self.open(call.where)
@@ -281,6 +286,8 @@ class Daemon(Loop):
             self._tell_change()
 
     def note(self, call: Call, **notes: object) -> None:
+        """Add to a call's state, and so to its record, what was learned or done."""
+        call.state = {**call.state, **notes}
         session = self.open(call.where)
         if session is None:
             return
@@ -337,11 +344,20 @@ def main() -> None:
     try:
         lock = take_lock(paths)
         daemon = Daemon(paths)
-        daemon.parts.append(Deadlines(daemon))
+        teller = Teller(daemon)
+        daemon.parts += (
+            teller,
+            Deadlines(daemon, teller),
+            MemoryWatch(daemon, teller),
+            Stalls(daemon, teller),
+            Background(daemon),
+        )
+        teller.start()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: daemon.stop())
         _start_watchdog(daemon)
         daemon.run()
+        teller.close()
     except AgentrunError as error:
         sys.exit(f"agentrund: {error}")
     os.close(lock)

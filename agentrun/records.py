@@ -17,10 +17,13 @@ if TYPE_CHECKING:
 
 VERSION = 1
 _PLANNED = (
-    "mode", "policy", "session", "tier", "class", "rule", "intent", "limits", "reasons", "not_enforced",
+    "mode", "policy", "session", "tier", "class", "rule", "intent", "limits", "ceilings", "reasons",
+    "not_enforced",
 )  # fmt: skip
 # What agentrund notes in the state of a call while that runs.
-NOTES = ("exit_code", "signal", "timed_out", "slow", "killed_by", "end")
+NOTES = (
+    "exit_code", "signal", "timed_out", "slow", "stalled", "killed_by", "background", "feedback", "end",
+)  # fmt: skip
 _WORD_LIMIT = 64
 _COMMAND_LIMIT = 4096  # characters of a whole command
 _SIZE_LIMIT = 64 << 20  # two files of 64 MiB: some 200,000 calls
@@ -125,7 +128,18 @@ def _measure(call: Cgroup) -> dict[str, Any]:
         "cpu_system_us": cpu.get("system_usec"),
         "cpu_throttled_us": cpu.get("throttled_usec"),
         "pids_peak": call.number("pids.peak"),
+        "pressure": {kind: stalled_us(call, kind) for kind in ("memory", "cpu", "io")},
     }
+
+
+def stalled_us(call: Cgroup, kind: str) -> dict[str, int] | None:
+    """Microseconds in which some, and all, of a call's processes waited for `memory`, `cpu` or `io` (PSI).
+
+    None where the kernel does not tell.
+    """
+    lines = [line.split() for line in (call.read(f"{kind}.pressure") or "").splitlines()]
+    totals = {words[0]: int(words[-1].removeprefix("total=")) for words in lines if len(words) == 5}
+    return totals or None
 
 
 def append(paths: Paths, record: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from node import node as node
 
 HERE = Path(__file__).parent
 TREE = HERE.parents[1]

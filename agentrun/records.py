@@ -1,11 +1,14 @@
-"""The record of a finished call: one JSON line in `/var/lib/agentrun/calls.jsonl`."""
+"""The record of a finished call: one JSON line in the journal, `/var/lib/agentrun/calls.jsonl`.
+
+From there it goes into the store (`ingest`), which the exec path never touches.
+"""
 
 from __future__ import annotations
 
 import posix
 import time
 
-from agentrun import fastjson, files, verdict
+from agentrun import fastjson, files, journal, verdict
 from agentrun.cgroup import Cgroup
 from agentrun.errors import StateError
 
@@ -26,7 +29,9 @@ NOTES = (
 )  # fmt: skip
 _WORD_LIMIT = 64
 _COMMAND_LIMIT = 4096  # characters of a whole command
-_SIZE_LIMIT = 64 << 20  # two files of 64 MiB: some 200,000 calls
+# Only where nobody takes them into the store for so long: two files of 64 MiB are some 100,000 calls.
+_SIZE_LIMIT = 64 << 20
+_SPILL_LIMIT = 8 << 20  # of memory: /run is a tmpfs
 
 
 def new_id() -> str:
@@ -143,10 +148,20 @@ def stalled_us(call: Cgroup, kind: str) -> dict[str, int] | None:
 
 
 def append(paths: Paths, record: dict[str, Any]) -> None:
-    """Append one record. Raises OSError or StateError."""
+    """Append one record to the journal. Raises OSError.
+
+    Where the disk is full, broken or read-only it goes to the one below /run, which is memory.
+    """
+    line = fastjson.dumps(record)
     try:
-        files.rotate(paths.records, _SIZE_LIMIT)
-        files.append_line(paths.records, fastjson.dumps(record))
+        _append_durably(paths, line)
+    except (OSError, StateError):
+        journal.append(paths.spill, line, _SPILL_LIMIT)
+
+
+def _append_durably(paths: Paths, line: str) -> None:
+    try:
+        journal.append(paths.records, line, _SIZE_LIMIT)
     except FileNotFoundError:
         posix.close(files.open_private_directory(paths.state, StateError))
-        files.append_line(paths.records, fastjson.dumps(record))
+        journal.append(paths.records, line, _SIZE_LIMIT)

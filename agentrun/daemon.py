@@ -26,6 +26,7 @@ from agentrun.background import Background
 from agentrun.cgroup import Cgroup
 from agentrun.deadlines import Deadlines
 from agentrun.errors import AgentrunError, StateError
+from agentrun.ingester import Ingester
 from agentrun.live import Call, Part
 from agentrun.loop import Loop
 from agentrun.memorywatch import MemoryWatch
@@ -61,16 +62,19 @@ class Daemon(Loop):
         self._inotify = inotify.Inotify()
         self._directories: dict[int, str] = {}
         self._pid_files: dict[str, Call] = {}
+        self.ingester = Ingester(paths)
         self.watch(self._inotify.fileno(), select.EPOLLIN, self._read_inotify)
 
     def run(self) -> None:
         """Work until told to stop."""
         self._watch_directory(self.sessions)
         self.later(_SWEEP_S, self._sweep)
+        self.ingester.start()
         systemd.notify("READY=1")
         while self.turn():
             pass
         systemd.notify("STOPPING=1")
+        self.ingester.stop()
 
     # Finding calls.
 
@@ -269,6 +273,7 @@ class Daemon(Loop):
         if session is not None:
             with contextlib.closing(session):
                 session.harvest_slot(call.slot)
+            self.ingester.soon()
 
     def _forget(self, call: Call) -> None:
         call.over = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,11 @@ from pathlib import Path
 
 import pytest
 from node import RUN, wait_for
+
+from agentrun import store
+from agentrun.client import Client
+from agentrun.query import Query, select
+
 
 ENDS = {
     "ok": (["true"], ("ok", 0, None)),
@@ -148,3 +154,32 @@ def test_idle_daemon_takes_no_cpu(node):
     before = ticks()
     time.sleep(2)
     assert ticks() - before <= 2  # of 200
+
+
+def test_record_reaches_the_store_without_being_asked_for(node):
+    node.start()
+    call_id = node.call("sh", "-c", "exit 3")
+
+    def stored() -> list[str]:
+        with store.reading(node.paths) as connection:
+            return (
+                [json.loads(text)["id"] for _, _, text in select(connection, Query())] if connection else []
+            )
+
+    node.record(call_id)
+    wait_for(lambda: stored() == [call_id], "the record in the store")
+
+
+def test_store_that_cannot_be_made_costs_no_record_and_is_said_once(node):
+    os.makedirs(node.paths.store, 0o700)
+    os.chmod(node.paths.state, 0o700)
+    node.start()
+    for _ in range(2):
+        node.record(node.call("true"))
+        time.sleep(1.2)
+    log = Path(node.paths.log).read_text().splitlines()
+    assert [json.loads(line)["msg"] for line in log] == ["records wait in the journal"]
+    os.rmdir(node.paths.store)
+    node.record(node.call("true"))
+    wait_for(lambda: Path(node.paths.store).exists(), "the store")
+    assert len(Client(node.paths).calls()) == 3

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from agentrun import calls, fastjson
@@ -20,6 +21,7 @@ from agentrun.container import start_ticks
 from agentrun.paths import Paths
 
 TREE = Path(__file__).parents[2]
+RECORD = jsonschema.Draft202012Validator(json.loads((TREE / "configs/record.schema.json").read_text()))
 MOUNTS = (Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup"))
 RUN = f"import sys; sys.path.insert(0, {str(TREE)!r}); from agentrun.daemon import main; main()"
 
@@ -143,10 +145,12 @@ class Node:
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def record(self, call_id: str) -> dict[str, Any]:
-        """The record of a call, once it is there."""
-        return wait_for(
+        """The record of a call, once it is there, as the published schema says."""
+        found = wait_for(
             lambda: [r for r in self.records() if r["id"] == call_id], f"the record of {call_id}"
         )[0]
+        RECORD.validate(found)
+        return found
 
 
 @pytest.fixture

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from agentrun import ingest, log
+from agentrun import log
 from agentrun.errors import AgentrunError
 from agentrun.paths import Paths
+
+if TYPE_CHECKING:
+    from agentrun.ingest import Progress
 
 _COLLECT_S = 1.0  # calls that end together become one transaction
 _LOOK_S = 60.0  # for records that execs wrote, and for what has become too old
@@ -41,17 +46,20 @@ class Ingester:
             self._thread.join(timeout=0.5)
 
     def _work(self) -> None:
+        # Here, as loading SQLite must not hold up the restart of agentrund: calls end meanwhile.
+        from agentrun import ingest
+
         while not self._stopped.is_set():
             self._wake.wait(_LOOK_S)
             self._stopped.wait(_COLLECT_S)
             self._wake.clear()
-            while not self._stopped.is_set() and not self._turn():
+            while not self._stopped.is_set() and not self._turn(ingest.ingest):
                 self._stopped.wait(_PAUSE_S)
 
-    def _turn(self) -> bool:
+    def _turn(self, take: Callable[[Paths, float], Progress]) -> bool:
         """One turn; whether all is done for now. What goes wrong is logged once, not every second."""
         try:
-            done = ingest.ingest(self._paths, _BUDGET_S).is_complete
+            done = take(self._paths, _BUDGET_S).is_complete
         except (AgentrunError, OSError) as error:
             if str(error) != self._problem:
                 log.warn(self._paths, "records wait in the journal", error=str(error))

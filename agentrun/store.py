@@ -45,6 +45,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
 BUSY_S = 5.0
 _LOCK_POLL_S = 0.01
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_NO_ROOM = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 _SUFFIXES = ("", "-wal", "-shm")
 
 
@@ -182,13 +183,16 @@ def reading(paths: Paths) -> Iterator[sqlite3.Connection | None]:
 
 
 def _open_for_reading(paths: Paths) -> sqlite3.Connection:
-    """On a read-only disk there can be no -shm file: then without it, as nobody can write there."""
+    """A disk that is read-only or full has no room for a -shm file: then without it, as nobody writes there.
+
+    What is only in the -wal then is in the journal still: that goes after a checkpoint.
+    """
     connection = _connect(paths, "mode=ro")
     try:
         connection.execute("SELECT 1 FROM sqlite_master").fetchone()
     except sqlite3.OperationalError as error:
         connection.close()
-        if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
+        if error.sqlite_errorcode & 0xFF not in _NO_ROOM:
             raise
         return _connect(paths, "immutable=1")
     return connection

@@ -17,7 +17,6 @@ from agentrun import store
 from agentrun.client import Client
 from agentrun.query import Query, select
 
-
 ENDS = {
     "ok": (["true"], ("ok", 0, None)),
     "failed": (["sh", "-c", "exit 7"], ("failed", 7, None)),

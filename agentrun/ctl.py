@@ -20,6 +20,7 @@ from agentrun.doctor import examine
 from agentrun.errors import AgentrunError, CallNotFoundError
 from agentrun.paths import host_paths
 from agentrun.policyctl import policy
+from agentrun.release import release_all
 from agentrun.terminal import plain
 from agentrun.units import parse_duration
 
@@ -166,6 +167,13 @@ def kill(call: str | None, container: str | None, all_calls: bool) -> None:
         click.echo(call_id)
     if not killed:
         raise CallNotFoundError("no such call is running")
+
+
+@cli.command()
+def thaw() -> None:
+    """Let every call go on that agentrund holds back; a running agentrund may hold it back again."""
+    for call_id in release_all(host_paths()):
+        click.echo(call_id)
 
 
 @cli.command()

@@ -23,6 +23,7 @@ from collections.abc import Callable
 
 from agentrun import calls, files, inotify, log, processes, systemd, verdict
 from agentrun.cgroup import Cgroup
+from agentrun.controller.controller import Controller
 from agentrun.deadlines import Deadlines
 from agentrun.errors import AgentrunError, StateError
 from agentrun.live import Call, Part
@@ -341,7 +342,12 @@ def main() -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: daemon.stop())
         _start_watchdog(daemon)
-        daemon.run()
+        controller = Controller(daemon, paths)
+        daemon.on_change.append(controller.changed)
+        try:
+            daemon.run()
+        finally:
+            controller.close()
     except AgentrunError as error:
         sys.exit(f"agentrund: {error}")
     os.close(lock)

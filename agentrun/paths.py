@@ -21,6 +21,7 @@ class Paths:
         "cgroup_root",
         "compiled",
         "config",
+        "holding",
         "log",
         "marker",
         "policy",
@@ -41,6 +42,7 @@ class Paths:
         self.records = self.state + "/calls.jsonl"
         self.log = root + "/var/log/agentrun.log"
         self.marker = self.run + "/bypassed"
+        self.holding = self.run + "/holding"  # there while agentrund's controller may hold calls back
         self.cgroup_root = cgroup_root
 
 

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
 VERSION = 1
 _PLANNED = (
-    "mode", "policy", "session", "tier", "class", "rule", "intent", "limits", "reasons", "not_enforced",
+    "mode", "policy", "session", "tier", "class", "rank", "rule", "intent", "limits", "reasons",
+    "not_enforced",
 )  # fmt: skip
 # What agentrund notes in the state of a call while that runs.
-NOTES = ("exit_code", "signal", "timed_out", "slow", "killed_by", "end")
+NOTES = ("exit_code", "signal", "timed_out", "slow", "killed_by", "adapted", "end")
 _WORD_LIMIT = 64
 _COMMAND_LIMIT = 4096  # characters of a whole command
 _SIZE_LIMIT = 64 << 20  # two files of 64 MiB: some 200,000 calls
@@ -104,7 +105,9 @@ def oom_counts(container: Cgroup) -> list[int]:
 
     crun on systemd makes the container's cgroup below its scope and sets the limits on both.
     """
-    counts, at = [0, 0], container
+    # agentrund may bound the calls as a whole below the container's limit, for the agent's sake.
+    bounded = container.child("agentrun-calls").pairs("memory.events.local") or {}
+    counts, at = [bounded.get("oom", 0), 0], container
     is_session = True
     while (events := at.pairs("memory.events.local")) is not None:
         counts[0 if is_session else 1] += events.get("oom", 0)

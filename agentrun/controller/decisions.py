@@ -31,6 +31,7 @@ TICK_S = 0.01
 SLOW_TICK_S = 0.1
 CALM_S = 0.25
 _SLACK_RATE = 0.05  # of the limit per second: growth that is always reckoned with
+_UNKNOWN_RATE = 1 << 30
 _RATE_WEIGHT = 0.5
 _SOFTEN_FACTOR = 1.25
 _SOFTEN_S = 0.1
@@ -225,6 +226,14 @@ def effective(call: Call, held: Held) -> int | None:
     return min((v for v in (held.guard, held.soft or call.soft) if v is not None), default=None)
 
 
+def _rate(situation: Situation) -> float:
+    """How fast the domain may fill: as it did, or as a call does that nobody has seen grow yet."""
+    growth = [situation.growth[call.key] for call in situation.calls]
+    is_new = any(each.rate == 0 and each.grew_at == each.seen_at for each in growth)
+    least = max(situation.domain.limit * _SLACK_RATE, _UNKNOWN_RATE if is_new else 0)
+    return max(situation.total.rate, least)
+
+
 def _look_again(situations: Iterable[Situation], memory: Memory) -> float | None:
     """When to look again without being woken: the sooner, the sooner something could happen."""
     wait: float | None = None
@@ -234,12 +243,10 @@ def _look_again(situations: Iterable[Situation], memory: Memory) -> float | None
             situation.others
         )
         frozen = any(memory.held[call.key].frozen_at is not None for call in situation.calls)
-        if growing and domain.usage > domain.limit * WATCH:
+        own = SLOW_TICK_S if frozen else CALM_S
+        if growing:
             gap = domain.headroom - situation.reserve
             gap = gap if gap > 0 else domain.headroom
-            rate = max(situation.total.rate, domain.limit * _SLACK_RATE)
-            own = min(max(gap / rate / 4, TICK_S), SLOW_TICK_S)
-        else:
-            own = SLOW_TICK_S if frozen else CALM_S
+            own = min(own, max(gap / _rate(situation) / 4, TICK_S))
         wait = own if wait is None else min(wait, own)
     return wait

@@ -3,12 +3,12 @@
 Calls have an order, `Call.precedence`: higher tiers and priorities before lower, older before newer. The
 first never waits for another. What is left of the limit decides about the rest:
 
-    headroom < reserve             calls of a lower rank wait while one above them grows
-    headroom < reserve * PEER      of equals, too, the newest waits while an older one grows
-    headroom < reserve * URGENT    all that should wait do so at once, not one after the other
-    headroom > reserve * THAW      they go on
+    headroom < reserve           calls of a lower rank wait while one above them grows
+    headroom < reserve * PEER    so do equals, while an older one grows
+    headroom > reserve * THAW    they go on
 
-File cache is no usage here: the kernel takes it back before it kills anybody.
+What grows in the time that we need to react counts as gone. File cache is no usage here: the kernel takes it
+back before it kills anybody.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from agentrun.units import show_size
 RESERVE = 0.30  # of the limit, for the growth of those above
 RESERVE_MOST = 8 << 30
 PEER = 0.25
-URGENT = 0.6
+SCARCE = 0.6
 THAW = 1.5
 PEER_THAW = 0.6
 QUIET_LEFT = 0.1  # with less than this share of the reserve nobody goes on just because all is quiet
@@ -31,7 +31,7 @@ CALL_STEP = 2 << 20  # less than this is no growth
 OTHERS_STEP_SHARE = 0.005
 GUARD_LEAST = 1 << 20
 CRITICAL = 0.015  # of the limit
-CRITICAL_S = 0.05  # or what the present growth takes in so long
+REACTION_S = 0.03  # what grows in so long is as good as gone
 SETTLE_S = 0.25  # a killed call's memory is not back at once
 RECLAIM_EVERY_S = 0.02
 RECLAIM_BYTES = 16 << 20
@@ -94,10 +94,11 @@ def others_step(limit: int) -> int:
 
 def judge(situation: Situation, wishes: Mapping[str, Wish]) -> list[Call]:
     """Add this domain's wishes to those of others; returns whom it wants frozen now, the last first."""
-    calls, headroom, reserve = situation.calls, situation.domain.headroom, situation.reserve
+    calls, reserve = situation.calls, situation.reserve
+    headroom = situation.domain.headroom - situation.total.rate * REACTION_S
     others_grow = situation.is_growing(situation.others)
     lower = sum(1 for call in calls if call.rank != calls[0].rank and situation.runs(call))
-    room = max(int(max(headroom - reserve * URGENT, headroom / 2) / (2 * max(lower, 1))), GUARD_LEAST)
+    room = max(int(max(headroom - reserve * SCARCE, headroom / 2) / (2 * max(lower, 1))), GUARD_LEAST)
     above_grow = equals_grow = False
     held: set[str] = set()
     for index, call in enumerate(calls):
@@ -114,10 +115,10 @@ def judge(situation: Situation, wishes: Mapping[str, Wish]) -> list[Call]:
         if has_above:
             wish.room = room if wish.room is None else min(wish.room, room)
         equals_grow = equals_grow or situation.grows(call)
-    return _in_order(situation, held, everybody=headroom < reserve * URGENT)
+    return _in_order(situation, held)
 
 
-def _must_wait(headroom: int, reserve: float, above_grow: bool, equals_grow: bool) -> bool:
+def _must_wait(headroom: float, reserve: float, above_grow: bool, equals_grow: bool) -> bool:
     return (above_grow and headroom < reserve) or ((above_grow or equals_grow) and headroom < reserve * PEER)
 
 
@@ -126,7 +127,7 @@ def _why(domain: Domain, above_grow: bool) -> str:
     return f"{show_size(max(0, domain.headroom))} of {show_size(domain.limit)} left ({domain.key}), {whom}"
 
 
-def _in_order(situation: Situation, held: set[str], *, everybody: bool) -> list[Call]:
+def _in_order(situation: Situation, held: set[str]) -> list[Call]:
     """Whom to freeze: from the last upwards, and nobody as long as one after him runs on."""
     chosen: list[Call] = []
     for call in reversed(situation.calls):
@@ -135,8 +136,6 @@ def _in_order(situation: Situation, held: set[str], *, everybody: bool) -> list[
         if call.key not in held or not may_change(situation.held[call.key], situation.now):
             break
         chosen.append(call)
-        if not everybody:
-            break
     return chosen
 
 
@@ -157,13 +156,13 @@ def make_room(situation: Situation, emptied_at: float) -> tuple[Call, str] | Non
     """
     growing = [call.rank for call in situation.calls if situation.grows(call)]
     headroom, since = situation.domain.headroom, situation.now - emptied_at
-    if not growing or headroom >= situation.reserve * URGENT:
+    if not growing or headroom >= situation.reserve * SCARCE:
         return None
     lower = [call for call in situation.calls if call.rank < max(growing)]
     if situation.domain.swap >= SWAP_LEAST:
         victim = _fattest([call for call in lower if not situation.runs(call)], RECLAIM_BYTES)
         return (victim, "reclaim") if victim and since >= RECLAIM_EVERY_S else None
-    critical = max(situation.domain.limit * CRITICAL, situation.total.rate * CRITICAL_S)
+    critical = max(situation.domain.limit * CRITICAL, situation.total.rate * REACTION_S)
     if headroom >= critical or since < SETTLE_S or any(_not_yet_frozen(situation, call) for call in lower):
         return None
     victim = _fattest(lower, situation.domain.limit * VICTIM_SHARE)
@@ -171,7 +170,9 @@ def make_room(situation: Situation, emptied_at: float) -> tuple[Call, str] | Non
 
 
 def _not_yet_frozen(situation: Situation, call: Call) -> bool:
-    return situation.runs(call) and may_change(situation.held[call.key], situation.now)
+    """Whether waiting could still be enough: it is about to be frozen, or was at this very look."""
+    held = situation.held[call.key]
+    return held.frozen_at == situation.now or (held.frozen_at is None and may_change(held, situation.now))
 
 
 def _fattest(calls: Sequence[Call], least: float) -> Call | None:

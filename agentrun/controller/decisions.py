@@ -107,16 +107,16 @@ class _Step:
     """One decision in the making: the actions, and what is then held."""
 
     def __init__(
-        self, now: float, calls: Mapping[str, Call], held: dict[str, Held], wishes: Mapping[str, Wish]
+        self, now: float, calls: Mapping[str, Call], held: Mapping[str, Held], wishes: Mapping[str, Wish]
     ) -> None:
         self.now = now
         self.calls = calls
-        self.held = held
+        self.held = dict(held)
         self.wishes = wishes
         self.actions: list[Action] = []
 
     def _change(self, key: str, **changes: object) -> None:
-        self.held = {**self.held, key: replace(self.held[key], **changes)}  # type: ignore[arg-type]
+        self.held[key] = replace(self.held[key], **changes)  # type: ignore[arg-type]
 
     def freeze(self, chosen: Iterable[Call]) -> None:
         """Freeze those that the domains chose, the last first."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -167,8 +168,8 @@ class Reader:
             call = member.read((*domains, HOST))
             if call is not None:
                 calls.append(call)
-        populated = [domain for call in calls for domain in call.domains]
-        shared = {domain for domain in populated if populated.count(domain) > 1}
+        populated = Counter(domain for call in calls for domain in call.domains)
+        shared = {domain for domain, count in populated.items() if count > 1}
         free = memory.get(b"SwapFree", 0)
         domains_ = [self._domain(path, limit, free) for path, limit in limits.items() if path in shared]
         if HOST in shared and memory:

@@ -31,6 +31,7 @@ PARENT = CGROUP / "agentrun-bench"
 LIMIT_MB, HIGH_MB, LOW_MB = 600, 280, 265
 TIMEOUT_S = 60
 HOLD_MS = 500
+LATE_HOLD_MS = 15_000
 DAEMON = "import sys; sys.path.insert(0, {tree!r}); from agentrun.daemon import main; main()"
 STATIC_HIGH = "150M"
 RANKS = {"high": [300, 100], "low1": [100, 100], "low2": [100, 100]}
@@ -129,7 +130,8 @@ class Scene:
         if self.arm.static_high and name != "high":
             (cgroup / "memory.high").write_text(STATIC_HIGH)
         chunk_kb, think_us, with_file = self.pace
-        numbers = [str(number) for number in (megabytes, chunk_kb, think_us, HOLD_MS)]
+        hold_ms = LATE_HOLD_MS if self.arm.late and name != "high" else HOLD_MS
+        numbers = [str(number) for number in (megabytes, chunk_kb, think_us, hold_ms)]
         command = [self.hog, *numbers, *([str(self.folder / name)] if with_file else [])]
         script = f'echo $$ >{cgroup}/cgroup.procs; exec "$@"'
         self.began[name] = time.monotonic()
@@ -184,7 +186,7 @@ class Scene:
             "low": [done[name] for name in lows],
             "oom_kills": sum(int(e["oom_kill"]) for e in events.values()),
             "high_oom_kills": int(events["high"]["oom_kill"]),
-            "low_high_events": sum(int(events[name]["high"]) for name in lows),
+            "low_throttled": sum(int(events[name]["high"]) for name in lows),
         }
 
     def finish(self, name: str) -> dict[str, Any]:

@@ -54,6 +54,7 @@ _LEVELS = {
     "above": "a limit above it",
     "operator": "by agentrunctl",
     "engine": "with its container",
+    "controller": "for a call of higher priority",
 }
 
 

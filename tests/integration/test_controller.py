@@ -200,4 +200,4 @@ def test_frozen_container_can_be_killed_and_removed(engine, pod, agentrund):
     began = time.monotonic()
     engine.rm("low1")
     assert time.monotonic() - began < 60
-    assert not [path for path in CGROUP.glob(f"{SLICE.name}/docker-{pod['low1']}*")]
+    assert not list(CGROUP.glob(f"{SLICE.name}/docker-{pod['low1']}*"))

@@ -12,6 +12,8 @@ from agentrun import calls, files
 from agentrun.cgroup import Cgroup
 from agentrun.errors import CgroupError
 
+_PAGE = posix.sysconf("SC_PAGE_SIZE")
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,8 +44,9 @@ def is_marked(paths: Paths) -> bool:
 def release(call: Cgroup, state: Mapping[str, Any]) -> bool:
     """Let one call run as planned; whether anything had to be changed. A call that is gone is no error."""
     planned = (state.get("limits") or {}).get("memory_high")
+    high = "max" if planned is None else str(planned // _PAGE * _PAGE)  # as the kernel shows it
     changed = False
-    for name, value in (("memory.high", "max" if planned is None else str(planned)), ("cgroup.freeze", "0")):
+    for name, value in (("memory.high", high), ("cgroup.freeze", "0")):
         now = call.read(name)
         if now is None or now == value:
             continue

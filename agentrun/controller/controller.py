@@ -24,6 +24,8 @@ from agentrun.errors import CgroupError
 from agentrun.paths import Paths
 
 SPACING_S = 0.004  # between two looks, whatever wakes us
+_YOUNG_S = 5.0  # a runtime places the first process within so long
+_STARTING_S = 0.02
 _MOVED = 0.05  # of a limit: a change of its use that deserves a look
 # 10 ms of stall in half a second. Windows other than multiples of 2 s need CAP_SYS_RESOURCE
 # (kernel/sched/psi.c, psi_trigger_create).
@@ -68,6 +70,7 @@ class Controller:
         self._turn = 0
         self._due = float("inf")
         self._looked_at = float("-inf")
+        self._young_until = float("-inf")
         self._stale = True
         self._closed = False
         if release.is_marked(paths):
@@ -143,11 +146,18 @@ class Controller:
         self.memory = decision.memory
         self._act(decision.actions)
         self._follow(snapshot)
-        if decision.look_again_s is not None and decision.look_again_s < CALM_S:
-            self._schedule(decision.look_again_s)
-        elif decision.look_again_s is not None:
-            self._plan_peek()
+        self._plan_look(decision.look_again_s, missing=len(snapshot.calls) < len(self._reader.members))
         return decision
+
+    def _plan_look(self, seconds: float | None, *, missing: bool) -> None:
+        """The next look; a call that has a slot but no process yet will not tell when it has one."""
+        if missing:
+            is_young = self._clock() < self._young_until
+            seconds = min(_STARTING_S if is_young else CALM_S, CALM_S if seconds is None else seconds)
+        if seconds is not None and (seconds < CALM_S or missing):
+            self._schedule(seconds)
+        elif seconds is not None:
+            self._plan_peek()
 
     def _take_members(self) -> None:
         self._stale = False
@@ -157,6 +167,10 @@ class Controller:
             self._unwatch(member.files.path)
             self._journal.forget(member.id)
             member.files.close()
+            # The next call in this slot has the same path.
+            self.memory.held.pop(member.files.path, None)
+            self.memory.growth.pop(member.files.path, None)
+        self._young_until = self._clock() + _YOUNG_S
         for path, files in self._reader.unused.items():
             self._unwatch(f"events {path}")
             self._unwatch(f"stall {path}")

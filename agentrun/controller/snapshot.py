@@ -16,6 +16,7 @@ from agentrun.controller.decisions import WATCH
 from agentrun.controller.model import HOST, Bound, Call, Domain, Rank, Snapshot
 
 _BOUNDS_EVERY_S = 1.0
+_BOUND_ROOM = 0.95
 _RESERVE_MOST = 0.5  # of a container's limit: what an agent's leaf may keep from the calls
 
 
@@ -132,6 +133,7 @@ class Reader:
                 self.members[key] = Member(key, state, rank)
                 new.append(self.members[key])
         self._follow_chains()
+        self._bounds_at = float("-inf")
         return new, gone
 
     def _follow_chains(self) -> None:
@@ -208,7 +210,13 @@ class Reader:
         for path in sorted(parents):
             with contextlib.closing(Files(path.rpartition("/")[0])) as container:
                 wanted = _bound(container)
-            found.append(Bound(path, self._above[path].number("memory.max"), wanted))
+            now_, used = (
+                self._above[path].number("memory.max"),
+                self._above[path].number("memory.current") or 0,
+            )
+            if wanted is not None and used > wanted * _BOUND_ROOM:
+                wanted = now_  # a limit below what is used would kill at once
+            found.append(Bound(path, now_, wanted))
         return tuple(found)
 
     def close(self) -> None:

@@ -63,7 +63,10 @@ def decide(snapshot: Snapshot, before: Memory) -> Decision:
         if bound.now != bound.wanted:
             step.actions.append(Action("bound", bound.key, bound.wanted))
     memory = Memory(growth, step.held, emptied)
-    return Decision(tuple(step.actions), memory, _look_again(situations, memory))
+    look_again = _look_again(situations, memory)
+    if any(action.what == "thaw" for action in step.actions) and look_again is not None:
+        look_again = min(look_again, TICK_S)  # the next one waits for its turn
+    return Decision(tuple(step.actions), memory, look_again)
 
 
 def _members(domains: Iterable[Domain], calls: Iterable[Call]) -> list[tuple[Domain, list[Call]]]:

@@ -3,7 +3,8 @@
     python3 tests/bench/memory_guest.py HOG RUNS PACE ARM...
 
 A cgroup of 600 MB holds three containers of one call each: HIGH takes 280 MB, two LOW 265 MB each. Nobody is
-told what they need. One JSON object a run on stdout. See docs/enforcement-memory.md.
+told what they need. One JSON object a run on stdout. See docs/enforcement-memory.md. With RECORD=FILE the
+controller's snapshots of the last run are kept there.
 """
 
 from __future__ import annotations
@@ -222,6 +223,8 @@ def helper(scene: Scene) -> Iterator[dict[str, float]]:
     tree = str(Path(__file__).parents[2])
     if scene.arm.helper == "polling":
         command = [sys.executable, __file__, "--poll"]
+    elif scene.arm.helper == "controller" and "RECORD" in os.environ:
+        command = [sys.executable, f"{tree}/tests/bench/recording_daemon.py", os.environ["RECORD"]]
     elif scene.arm.helper == "controller":
         command = [sys.executable, "-c", DAEMON.format(tree=tree)]
     else:

@@ -62,13 +62,13 @@ def agentrund() -> Iterator[None]:
     run("systemctl", "stop", "agentrund")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def engine() -> Engine:
     return Engine("docker", "crun")
 
 
-@pytest.fixture
-def pod(engine) -> Iterator[dict[str, str]]:
+@pytest.fixture(scope="module")
+def pod(prepared, engine) -> Iterator[dict[str, str]]:
     """Three containers in the slice: one of the high tier, two of the low."""
     names = {"high": "high", "low1": "low", "low2": "low"}
     made = {}
@@ -104,10 +104,13 @@ def oom_kills(folder: Path) -> int:
     return int(dict(line.split() for line in (folder / "memory.events").read_text().splitlines())["oom_kill"])
 
 
-def records_of(container: str, count: int = 1) -> list[dict[str, Any]]:
+def records_of(container: str, began: float, count: int = 1) -> list[dict[str, Any]]:
+    """Records of calls that started after `began`, once there are so many."""
+
     def found() -> list[dict[str, Any]]:
         lines = RECORDS.read_text().splitlines() if RECORDS.exists() else []
         rows = [record for line in lines if (record := json.loads(line))["container"] == container]
+        rows = [record for record in rows if record["start"] > began]
         return rows if len(rows) >= count else []
 
     return wait_for(found, "the records")
@@ -123,12 +126,12 @@ def test_without_agentrund_the_kernel_kills(engine, pod):
 
 
 def test_calls_of_the_low_tier_wait_and_all_finish(engine, pod, agentrund):
-    before = oom_kills(CGROUP / SLICE.name)
+    before, began = oom_kills(CGROUP / SLICE.name), time.time()
     codes = run_together(engine, PODS)
     assert codes == {"high": 0, "low1": 0, "low2": 0}
     assert oom_kills(CGROUP / SLICE.name) == before
-    assert done_to(records_of(pod["high"])[0]) == []
-    waited = [records_of(pod[name])[0] for name in ("low1", "low2")]
+    assert done_to(records_of(pod["high"], began)[0]) == []
+    waited = [records_of(pod[name], began)[0] for name in ("low1", "low2")]
     assert all(record["verdict"] == "ok" and record["rank"] == [100, 100] for record in waited)
     assert any(done_to(record)[:2] == ["freeze", "thaw"] for record in waited), waited
     shown = json.loads(run("agentrunctl", "inspect", waited[0]["id"]).stdout)
@@ -143,7 +146,7 @@ def test_calls_of_low_priority_wait_for_others_of_their_container(engine, agentr
         low = ("box", "priority=low", 240)
         codes = run_together(engine, {"low1": low, "low2": low, "high": ("box", "", 265)})
         assert codes == {"high": 0, "low1": 0, "low2": 0}
-        found = records_of(container, 3)
+        found = records_of(container, 0, 3)
         assert {tuple(r["rank"]) for r in found} == {(100, 50), (100, 100)}
         assert all(done_to(record) == [] for record in found if record["rank"] == [100, 100])
         assert any("freeze" in done_to(record) for record in found if record["rank"] == [100, 50])
@@ -155,6 +158,7 @@ def test_calls_of_low_priority_wait_for_others_of_their_container(engine, agentr
 
 
 def test_where_low_holds_too_much_already_the_lowest_call_dies(engine, pod, agentrund):
+    began = time.time()
     holder = start_call(
         engine, "low1", "python3", "-c", "x = bytearray(450 << 20)\nimport time; time.sleep(100)"
     )
@@ -162,7 +166,7 @@ def test_where_low_holds_too_much_already_the_lowest_call_dies(engine, pod, agen
     codes = run_together(engine, {"high": ("high", "", 250)})
     assert codes == {"high": 0}
     assert holder.wait(timeout=60) == 137
-    record = records_of(pod["low1"])[0]
+    record = records_of(pod["low1"], began)[0]
     assert (record["verdict"], record["level"], done_to(record)[-1]) == ("killed", "controller", "kill"), (
         record
     )
@@ -175,14 +179,14 @@ def usage() -> int:
 def test_killed_agentrund_leaves_nobody_frozen(engine, pod):
     run("systemctl", "start", "agentrund")
     try:
-        low = start_call(engine, "low1", *hog(300))
+        low = start_call(engine, "low1", *hog(250))
         high = start_call(engine, "high", *hog(280))
-        freeze = wait_for(lambda: frozen_calls(), "a call to freeze")[0]
+        freeze = wait_for(frozen_calls, "a call to freeze")[0]
         run("systemctl", "kill", "-s", "KILL", "agentrund")
         run("systemctl", "stop", "agentrund")
         assert freeze.read_text() == "0\n"
-        engine("kill", "high")
-        high.wait(timeout=60)
+        (engine.cgroup("high") / "agentrun-calls/cgroup.kill").write_text("1")
+        assert high.wait(timeout=60) == 137
         assert low.wait(timeout=100) == 0
     finally:
         run("systemctl", "stop", "agentrund")

@@ -13,7 +13,7 @@ VENV ?= .venv
 VENV_STAMP := $(VENV)/.installed
 VM := tests/vm/vm
 
-.PHONY: help install uninstall demo test lint native-test vm-test bench clean
+.PHONY: help install uninstall bpf demo test lint native-test vm-test bench clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -23,9 +23,13 @@ install: ## install agentrun below PREFIX (and DESTDIR)
 	PYTHON='$(PYTHON)' BINDIR='$(BINDIR)' SBINDIR='$(SBINDIR)' UNITDIR='$(UNITDIR)' \
 		LIBEXECDIR='$(LIBEXECDIR)' DESTDIR='$(DESTDIR)' VERSION='$(VERSION)' sh agentrun/front/install.sh
 
+bpf: ## build the BPF objects (clang); `make install` takes along what was built
+	$(MAKE) -C bpf
+
 uninstall: ## remove what install put there; configuration and records stay
 	rm -f $(addprefix $(DESTDIR)$(BINDIR)/,agentrun agentrun-runc agentrun-crun agentrunctl)
-	rm -f $(DESTDIR)$(SBINDIR)/agentrund $(DESTDIR)$(UNITDIR)/agentrund.service
+	rm -f $(DESTDIR)$(SBINDIR)/agentrund
+	rm -f $(addprefix $(DESTDIR)$(UNITDIR)/,agentrund.service agentrun-bpf.service)
 	rm -rf $(DESTDIR)$(LIBEXECDIR)
 
 demo: ## show the main job: tool calls of one container, each in its own cgroup (DEMO=host: no VM)
@@ -37,15 +41,18 @@ lint: $(VENV_STAMP) ## format, lint, types, shell scripts
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/shellcheck agentrun/front/agentrun.in agentrun/front/install.sh tests/demo/run tests/run-vm
+	$(VENV)/bin/shellcheck agentrun/front/agentrun.in agentrun/front/install.sh tests/demo/run
 
-native-test: $(VENV_STAMP) ## unit and contract tests, without a VM (root makes them complete)
+native-test: $(VENV_STAMP) bpf ## unit and contract tests, without a VM (root makes them complete)
 	$(VENV)/bin/python -m pytest -q
 
-vm-test: ## integration tests on real docker, podman, containerd, runc and crun, in the test VM
+vm-test: bpf ## integration tests on real docker, podman, containerd, runc and crun, in the test VM
 	tests/run-vm \
-		"tests/integration/test_by_hand.py tests/integration/test_edges.py tests/integration/test_daemon.py" \
-		"tests/integration/test_engines.py tests/integration/test_policy.py tests/integration/test_controller.py"
+		"tests/integration/test_by_hand.py" \
+		"tests/integration/test_engines.py" \
+		"tests/integration/test_policy.py" \
+		"tests/integration/test_controller.py" \
+		"tests/integration/test_edges.py tests/integration/test_daemon.py"
 
 bench: $(VENV_STAMP) ## bare runtimes against agentrun; rewrites the table in docs/benchmarks.md
 	$(VENV)/bin/python tests/bench/bench.py
@@ -56,4 +63,5 @@ $(VENV_STAMP): pyproject.toml
 	touch $@
 
 clean: ## remove what was built here (the VM image stays in its cache)
+	$(MAKE) -C bpf clean
 	rm -rf $(VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

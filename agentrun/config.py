@@ -27,11 +27,12 @@ _LIMIT = 16 << 20
 class Config:
     """What the operator decided. `backends` holds (kind, absolute path), the preferred one first.
 
+    `enforcement` is `auto`, `bpf`, `cgroup` or `none`: what may be used beside the plain limits.
     `policy` is a compiled policy (see `policy`), `sources` identifies the files that all this was made from,
     `problems` says why one of them did not count.
     """
 
-    __slots__ = ("backends", "fail_closed", "mode", "policy", "problems", "sources")
+    __slots__ = ("backends", "enforcement", "fail_closed", "mode", "policy", "problems", "sources")
 
     def __init__(
         self,
@@ -41,6 +42,7 @@ class Config:
         policy: dict[str, Any] | None = None,
         sources: list[Any] | None = None,
         problems: list[str] | None = None,
+        enforcement: str = "auto",
     ) -> None:
         self.backends = backends
         self.mode = mode
@@ -48,6 +50,7 @@ class Config:
         self.policy = policy or builtin_policy()
         self.sources = sources
         self.problems = problems or []
+        self.enforcement = enforcement
 
     def to_json(self) -> dict[str, Any]:
         """The compiled form; `from_json` is its inverse."""
@@ -58,6 +61,7 @@ class Config:
             "backends": self.backends,
             "mode": self.mode,
             "fail_closed": self.fail_closed,
+            "enforcement": self.enforcement,
             "policy": self.policy,
         }
 
@@ -80,6 +84,7 @@ def from_json(data: Any) -> Config:
             compiled,
             data["sources"],
             data["problems"],
+            str(data.get("enforcement", "auto")),
         )
     except (KeyError, TypeError) as error:
         raise ValueError(f"compiled configuration is damaged: {error!r}") from error

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 MODES = ("enforce", "observe", "off")
+ENFORCEMENTS = ("auto", "bpf", "cgroup", "none")
 PIDS_FLOOR = 16
 PIDS_MAX = 4096
 PIDS_LIMIT = 1 << 22  # kernel.pid_max at most
@@ -29,7 +30,7 @@ SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 BUILTIN_BACKENDS = ("runc", "crun")
 
 _KEYS = {
-    "": ("version", "backends", "mode", "fail", "calls"),
+    "": ("version", "backends", "mode", "fail", "enforcement", "calls"),
     "calls": ("memory_max", "pids_max"),
 }
 
@@ -181,6 +182,7 @@ def compile_file(paths: Paths) -> Config:
         _read_choice(source, "mode", MODES),
         _read_choice(source, "fail", ("open", "closed")) == "closed",
         _read_calls(source),
+        enforcement=_read_choice(source, "enforcement", ENFORCEMENTS),
     )
     if source.problems:
         raise ConfigError("\n".join(source.problems))

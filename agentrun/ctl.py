@@ -15,8 +15,10 @@ from rich.console import Console
 from rich.table import Table
 
 from agentrun import __version__, fastjson
+from agentrun import probe as probes
+from agentrun.bpf.ctl import bpf
 from agentrun.client import VERDICTS, Client, select_calls
-from agentrun.doctor import examine
+from agentrun.doctor import Finding, examine
 from agentrun.errors import AgentrunError, CallNotFoundError
 from agentrun.paths import host_paths
 from agentrun.policyctl import policy
@@ -35,6 +37,7 @@ def cli() -> None:
 
 
 cli.add_command(policy)
+cli.add_command(bpf)
 
 
 def format_size(size: float | None) -> str:
@@ -191,11 +194,16 @@ def wait(call: str, timeout: float | None) -> None:
 
 @cli.command()
 @click.option("--json", "as_json", is_flag=True, help="The findings as JSON.")
-def doctor(as_json: bool) -> None:
+@click.option(
+    "--probe", is_flag=True, help="Prove it: a real OOM kill, throttle, kill and denied connection."
+)
+def doctor(as_json: bool, probe: bool) -> None:
     """Say what holds on this host and what does not; exit status 1 where there is a problem."""
     if os.geteuid() != 0:
         raise AgentrunError("needs root, like the engines whose containers it looks at")
     findings = examine(host_paths())
+    if probe:
+        findings += [Finding(*result) for result in probes.run(host_paths())]
     if as_json:
         click.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:

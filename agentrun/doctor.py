@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agentrun import calls, config, inotify, layout
+from agentrun.bpf import check as bpf_check
 from agentrun.paths import Paths
 
 CRUN_PS_FIXED = (1, 27, 1)  # crun 1492e83c: `ps` lists nested cgroups
@@ -34,7 +35,7 @@ class Finding:
 def examine(paths: Paths) -> list[Finding]:
     """Everything that can be seen from here. A check that itself fails is a problem, not a crash."""
     found: list[Finding] = []
-    for check in (_cgroups, _backends, _configuration, _daemon, _store, _kernel, _engines, _log):
+    for check in (_cgroups, _backends, _configuration, _daemon, _store, _kernel, _bpf, _engines, _log):
         try:
             found += check(paths)
         except OSError as error:
@@ -136,7 +137,7 @@ def _kernel(_: Paths) -> Iterator[Finding]:
         (
             "BTF",
             lambda: os.path.exists("/sys/kernel/btf/vmlinux"),
-            "no eBPF enforcement (none is needed today)",
+            "no eBPF enforcement",
         ),
         (
             "sched_ext",
@@ -147,6 +148,11 @@ def _kernel(_: Paths) -> Iterator[Finding]:
     for name, is_there, otherwise in features:
         there = is_there()
         yield Finding("ok" if there else "note", f"kernel: {name}", "there" if there else otherwise)
+
+
+def _bpf(paths: Paths) -> Iterator[Finding]:
+    for found in bpf_check.findings(paths):
+        yield Finding(*found)
 
 
 def _tells_exit_status() -> bool:

@@ -5,6 +5,7 @@
     ├── CallNotFoundError  no call, or several, of that name
     ├── StateError     our own files under /run and /var/lib
     ├── CgroupError    a cgroup file or directory
+    ├── BpfError       a BPF object, program, map, link or pin
     └── HandoffError   no backend to hand off to
 
 Texts are `verb object: reason`. Engines grep runtime errors for phrases such as "permission denied" and
@@ -46,6 +47,10 @@ class CallNotFoundError(AgentrunError):
 
 class HandoffError(AgentrunError):
     """No backend can be executed."""
+
+
+class BpfError(AgentrunError):
+    """A BPF object cannot be loaded, attached or used; the text says what, where and why."""
 
 
 class SystemCallError(AgentrunError):

@@ -6,7 +6,7 @@ import errno
 import posix
 import time
 
-from agentrun import calls, files, layout, log, processdoc, records, session, surroundings
+from agentrun import calls, files, layout, log, netmark, processdoc, records, session, surroundings
 from agentrun.cgroup import Cgroup
 from agentrun.decide import Decision, decide
 from agentrun.errors import CgroupError, StateError, reason
@@ -177,6 +177,8 @@ def _open_call(
     call = container.child(layout.CALLS).child(name)
     try:
         failed = _write_limits(call, [(file, value) for c, file, value in planned if c in enabled])
+        if enforced and not netmark.mark(config, call, plan.net):
+            failed.append("network")
         if enforced and plan.io_max and "io" in enabled:
             failed += _limit_devices(call, plan.io_max)
         if enforced and (plan.memory_min or plan.memory_low):

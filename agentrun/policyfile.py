@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from agentrun import netprofile
 from agentrun.plan import MEMORY_FLOOR, PIDS_FLOOR
 from agentrun.policy import builtin
 from agentrun.policyspec import POLICY
@@ -21,7 +22,7 @@ from agentrun.policytypes import Problem, Reading, suggestion
 from agentrun.units import show_size
 
 _FILE_LIMIT = 4 << 20
-_BUILTIN_NETWORKS = ("none", "default")
+_BUILTIN_NETWORKS = (*netprofile.BUILTIN, *netprofile.UNRESTRICTED)
 
 
 class PolicyError(Exception):
@@ -153,6 +154,11 @@ def _check_meaning(file: _File) -> None:
         _check_class(file, name, klass)
     for name, tier in file.content.get("tiers", {}).items():
         _check_floor(file, tier, "tiers", name)
+    for name, network in file.content.get("networks", {}).items():
+        if name in _BUILTIN_NETWORKS:
+            file.complain("is a name of a built-in profile", "networks", name)
+        if not file.reading.problems and len(netprofile.rules_of(network)) > netprofile.RULES_LIMIT:
+            file.complain(f"has more than {netprofile.RULES_LIMIT} rules", "networks", name)
     _check_list(file, "sessions")
     _check_list(file, "rules")
     for number, rule in enumerate(file.content.get("rules", [])):
@@ -231,6 +237,7 @@ def _compiled(merged: dict[str, Any]) -> dict[str, Any]:
         "sessions": sessions,
         "rules": merged["rules"],
         "networks": merged["networks"],
+        "network_programs": netprofile.compile_all(merged["networks"]),
         "agent": merged.get("agent", {}),
         "feedback": merged["feedback"],
         "adapt": merged.get("adapt", "on"),

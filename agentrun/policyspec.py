@@ -264,7 +264,7 @@ POLICY = Table(
                 ),
                 Name("network", refers=False),
             ),
-            "Network profiles. `none` (no network) and `default` (no rule) exist without one.",
+            "Network profiles. `none`, `loopback`, and `default` or `open` (no rule) exist without one.",
         ),
         "agent": Key(
             Table(

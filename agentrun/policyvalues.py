@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from agentrun.intent import is_name
+from agentrun.netprofile import WORDS
 from agentrun.policytypes import SHOWN, Reading, Reference, scalar, shown, suggestion
 from agentrun.shellwords import first_command
 from agentrun.units import parse_count, parse_duration, parse_number, parse_size
@@ -297,7 +298,7 @@ class Template:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """An address range with an optional port: `10.0.0.0/8`, `192.0.2.7:443`, `*:443`."""
+    """An address range with an optional port: `10.0.0.0/8`, `192.0.2.7:443`, `*:443`; `loopback`, `dns`."""
 
     label: str = "CIDR, with `:PORT`"
 
@@ -307,7 +308,7 @@ class Network:
         if "]" in text and not text.rpartition("]")[2].partition(":")[1]:
             address, port = text, ""
         try:
-            if address != "*":
+            if address != "*" and address not in WORDS:
                 ipaddress.ip_network(address.replace("[", "").replace("]", ""), strict=True)
             if port and not 0 < int(port) < 65536:
                 raise ValueError(f"port {port} is out of range")

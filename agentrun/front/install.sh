@@ -27,7 +27,7 @@ render() {
 	mv -f "$2.new" "$2"
 }
 
-for package in agentrun agentrun/controller; do
+for package in agentrun agentrun/bpf agentrun/controller; do
 	install -d -m 0755 "$bin" "$lib/$package"
 	for module in "$package"/*.py; do
 		place "$module" "$lib/$module" 0644
@@ -36,6 +36,13 @@ for package in agentrun agentrun/controller; do
 		[ -e "$package/${installed##*/}" ] || rm -f "$installed"
 	done
 	rm -rf "$lib/$package/__pycache__"
+done
+# BPF objects are optional: built by `make bpf`, here or on another machine. align.bpf.o is for a test only.
+rm -rf "$lib/bpf"
+install -d -m 0755 "$lib/bpf"
+for object in bpf/build/*.bpf.o; do
+	case $object in */align.bpf.o | *'*'*) continue ;; esac
+	place "$object" "$lib/bpf/${object##*/}" 0644
 done
 place agentrun/front/oci.py "$lib/oci.py" 0644
 # unchecked-hash: the hot path then never looks at the sources (one stat less for each module).
@@ -48,9 +55,11 @@ render agentrun/front/agentrun.in "$bin/agentrun"
 render agentrun/front/agentrunctl.in "$bin/agentrunctl"
 install -d -m 0755 "$DESTDIR$SBINDIR" "$DESTDIR$UNITDIR"
 render agentrun/front/agentrund.in "$DESTDIR$SBINDIR/agentrund"
-sed -e "s|@SBINDIR@|$SBINDIR|" -e "s|@BINDIR@|$BINDIR|" configs/agentrund.service >"$DESTDIR$UNITDIR/agentrund.service.new"
-chmod 0644 "$DESTDIR$UNITDIR/agentrund.service.new"
-mv -f "$DESTDIR$UNITDIR/agentrund.service.new" "$DESTDIR$UNITDIR/agentrund.service"
+for unit in agentrund.service agentrun-bpf.service; do
+	sed -e "s|@SBINDIR@|$SBINDIR|" -e "s|@BINDIR@|$BINDIR|" "configs/$unit" >"$DESTDIR$UNITDIR/$unit.new"
+	chmod 0644 "$DESTDIR$UNITDIR/$unit.new"
+	mv -f "$DESTDIR$UNITDIR/$unit.new" "$DESTDIR$UNITDIR/$unit"
+done
 ln -sfn agentrun "$bin/agentrun-runc"
 ln -sfn agentrun "$bin/agentrun-crun"
 

@@ -33,7 +33,7 @@ MISTAKES = {
     "": "version = None: expected 1",
     "version = 2": "version = 2: expected 1",
     GOOD + "backend = 1": "unknown key 'backend', did you mean 'backends'?",
-    GOOD + "zzz = 1": "unknown key 'zzz', known keys: version, backends, mode, fail, calls",
+    GOOD + "zzz = 1": "unknown key 'zzz', known keys: version, backends, mode, fail, enforcement, calls",
     GOOD + "[calls]\npids = 1": "unknown key 'calls.pids', did you mean 'pids_max'?",
     GOOD + 'mode = "on"': "mode = 'on': expected one of enforce, observe, off",
     GOOD + 'fail = "maybe"': "fail = 'maybe': expected one of open, closed",

@@ -1,6 +1,7 @@
 """Mirror the repository's work tree to /src in the guest, sending only what differs.
 
-Files that git ignores are neither sent nor removed: they are the guest's build outputs.
+Files that git ignores are neither sent nor removed: they are the guest's build outputs. The exception are
+`BUILT_HERE`, which the guest has no compiler for.
 """
 
 import os
@@ -24,6 +25,7 @@ INSTALL_COMMAND = (
     f"make -C {GUEST_SRC} install PREFIX=/usr </dev/null 2>&1"
 )
 ATTEMPTS = 3
+BUILT_HERE = ("bpf/build/*.bpf.o", "tests/memcg_ops/build/*.ko")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,8 @@ def _scan_host(root: Path) -> dict[str, Entry]:
     if result.returncode != 0:
         raise VmError(f"list the work tree: {os.fsdecode(result.stderr).strip()}")
     entries = {}
-    for name in os.fsdecode(result.stdout).split("\0"):
+    built = [os.fspath(path.relative_to(root)) for pattern in BUILT_HERE for path in root.glob(pattern)]
+    for name in [*os.fsdecode(result.stdout).split("\0"), *built]:
         entry = _entry(root / name) if name else None
         if entry is not None:
             entries[name] = entry

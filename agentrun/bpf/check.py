@@ -1,0 +1,58 @@
+"""What `agentrunctl doctor` says of eBPF. Looks, changes nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from agentrun import config, netmark
+from agentrun.bpf import modules, pins
+from agentrun.errors import BpfError
+from agentrun.paths import Paths
+
+_HINT = "systemctl enable --now agentrun-bpf, or agentrunctl bpf load"
+
+
+def restricted_classes(policy: dict[str, Any]) -> list[str]:
+    """The classes whose calls need the network programs."""
+    return [
+        name
+        for name, klass in policy["classes"].items()
+        if netmark.program_of(policy, klass.get("network")) is not None
+    ]
+
+
+def findings(paths: Paths) -> Iterator[tuple[str, str, str]]:
+    """(level, what, text) of each thing that is looked at; see `doctor.Finding`."""
+    loaded = config.load(paths)
+    needing = restricted_classes(loaded.policy)
+    need = f"; classes {', '.join(needing)} have a network profile that does not hold" if needing else ""
+    if loaded.enforcement not in ("auto", "bpf"):
+        yield "problem" if needing else "note", "eBPF", f"enforcement = {loaded.enforcement!r}{need}"
+        return
+    if not os.path.exists("/sys/kernel/btf/vmlinux") or not pins.is_mounted():
+        yield "problem" if needing else "note", "eBPF", f"the kernel has no BTF or no {pins.BPFFS}{need}"
+        return
+    for module in modules.MODULES.values():
+        yield from _module(module, loaded.enforcement == "bpf", need if module.name == "net" else "")
+
+
+def _module(module: modules.Module, wanted: bool, need: str) -> Iterator[tuple[str, str, str]]:
+    what = f"eBPF {module.name}"
+    try:
+        status = modules.status(module)
+    except BpfError as error:
+        yield "problem", what, str(error)
+        return
+    if status.loaded is None:
+        text = f"not loaded ({_HINT})" if status.file else "not installed (make bpf, make install)"
+        yield "problem" if need or wanted else "note", what, text + need
+    elif status.dead:
+        yield "problem", what, f"no longer attached: {', '.join(status.dead)} ({_HINT}){need}"
+    elif not status.current:
+        yield "note", what, f"in force, but not the installed version ({_HINT})"
+    else:
+        yield "ok", what, f"in force: {module.what}"
+    for text in status.lost:
+        yield "note", what, f"without: {text}"

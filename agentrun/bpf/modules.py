@@ -1,0 +1,271 @@
+"""The modules: one object file each, loaded once, pinned, and replaced in place when the file changes.
+
+A version is the directory `/sys/fs/bpf/agentrun/MODULE/HASH`, HASH of the object file. It is filled under
+another name and renamed when everything in it is attached, so a loader that dies half way leaves nothing that
+counts; what it left is removed by the next one. The old version goes after the new one is in force. Nothing
+here has to keep running: pinned links stay attached.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from agentrun import files
+from agentrun.bpf import pins
+from agentrun.bpf.libbpf import Object
+from agentrun.errors import AgentrunError, BpfError, StateError
+from agentrun.paths import Paths
+
+_HALF = "new"  # the name of a version until it is whole
+_LOCK_WAIT_S = 60.0
+_HASH_DIGITS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """One object file. `exclusive`: two versions cannot be in force at once (a sched_ext scheduler).
+
+    `constants` gives bytes to write over .rodata by offset, before the load. `default`: loaded by
+    `agentrunctl bpf load` without a name. `optional` names programs that are left out where a kernel does not
+    take them, with what is lost then.
+    """
+
+    name: str
+    what: str
+    exclusive: bool = False
+    default: bool = True
+    optional: Mapping[str, str] = field(default_factory=dict)
+    constants: Mapping[int, bytes] = field(default_factory=dict)
+
+    @property
+    def directory(self) -> str:
+        """Where its versions are pinned."""
+        return f"{pins.ROOT}/{self.name}"
+
+
+MODULES = {
+    module.name: module
+    for module in (
+        Module("events", "ends, execs, exits and OOM victims of calls"),
+        Module(
+            "net",
+            "network profiles and counters of calls",
+            optional={
+                "net_socket": "raw, packet and MPTCP sockets get around a network profile (this kernel takes"
+                " no program at security_socket_create), and a server's bytes are not counted"
+            },
+        ),
+        Module("memcg_ops_v6", "soft memory limits by memcg_bpf_ops (RFC v6)", default=False),
+        Module("memcg_ops_v7", "soft memory limits by memcg_bpf_ops (RFC v7)", default=False),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What is known of a module: `file` and `hash` of its object (None: not installed), `loaded` version.
+
+    `current` where the loaded version is the installed one; `dead` names links that are no longer attached.
+    """
+
+    module: Module
+    file: str | None
+    hash: str | None
+    loaded: str | None
+    programs: list[pins.PinnedProgram]
+    dead: list[str]
+
+    @property
+    def lost(self) -> list[str]:
+        """What does not hold because this kernel took only a part."""
+        there = {program.name for program in self.programs}
+        return [] if self.loaded is None else [t for n, t in self.module.optional.items() if n not in there]
+
+    @property
+    def in_force(self) -> bool:
+        """Whether it does its work."""
+        return self.loaded is not None and not self.dead
+
+    @property
+    def current(self) -> bool:
+        """Whether the loaded version is the installed one."""
+        return self.loaded is not None and self.loaded == self.hash
+
+
+def object_path(name: str) -> str | None:
+    """The installed object of a module (LIBEXECDIR/bpf), or the built one of a source tree; None without."""
+    tree = Path(__file__).parents[2]
+    for folder in (tree / "bpf", tree / "bpf" / "build"):
+        path = folder / f"{name}.bpf.o"
+        if path.is_file():
+            return os.fspath(path)
+    return None
+
+
+def _hash(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:_HASH_DIGITS]
+
+
+def _versions(module: Module) -> list[str]:
+    """The whole versions that are pinned, the latest last."""
+    try:
+        names = [name for name in os.listdir(module.directory) if name != _HALF]
+    except FileNotFoundError:
+        return []
+    return sorted(names, key=lambda name: os.stat(f"{module.directory}/{name}").st_mtime_ns)
+
+
+def status(module: Module) -> Status:
+    """Look, change nothing. Raises BpfError where pins cannot be read."""
+    file = object_path(module.name)
+    versions = _versions(module)
+    loaded = versions[-1] if versions else None
+    where = f"{module.directory}/{loaded}"
+    return Status(
+        module,
+        file,
+        None if file is None else _hash(file),
+        loaded,
+        pins.programs(where) if loaded else [],
+        [link.name for link in pins.links(where) if not link.alive] if loaded else [],
+    )
+
+
+@contextlib.contextmanager
+def _locked(paths: Paths) -> Iterator[None]:
+    """One loader at a time."""
+    os.close(files.open_private_directory(paths.run, StateError))
+    fd = os.open(f"{paths.run}/bpf.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        deadline = time.monotonic() + _LOCK_WAIT_S
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise BpfError("load BPF modules: another loader has been at it for a minute") from None
+                time.sleep(0.05)
+        yield
+    finally:
+        os.close(fd)
+
+
+def load(paths: Paths, module: Module, attach: Callable[[Object, str], None] | None = None) -> bool:
+    """Bring the installed version of a module in force; False where it was already. Raises BpfError.
+
+    `attach` replaces the usual way to attach and pin (`attach_all`), for a module with a way of its own.
+    """
+    with _locked(paths):
+        before = status(module)
+        if before.file is None or before.hash is None:
+            raise BpfError(f"load {module.name}: its object is not installed (make -C bpf, make install)")
+        if before.current and before.in_force:
+            _drop_others(module, before.hash)
+            return False
+        _prepare(module)
+        if module.exclusive or before.current:
+            _drop_others(module, None)
+        _load_version(module, before.file, before.hash, attach or _attach_all(paths))
+        _drop_others(module, before.hash)
+        return True
+
+
+def _prepare(module: Module) -> None:
+    pins.make_directory(pins.SHARED)
+    pins.make_directory(module.directory)
+    pins.remove(f"{module.directory}/{_HALF}")  # of a loader that died
+    for name in os.listdir(pins.SHARED):
+        pins.check_owner(f"{pins.SHARED}/{name}")  # libbpf reuses what it finds there
+
+
+def _load_version(module: Module, file: str, version: str, attach: Callable[[Object, str], None]) -> None:
+    """Load, pin and attach, without the optional programs where it does not work with them."""
+    try:
+        _try_version(module, file, version, attach, left_out=())
+    except BpfError:
+        if not module.optional:
+            raise
+        _try_version(module, file, version, attach, left_out=tuple(module.optional))
+
+
+def _try_version(
+    module: Module, file: str, version: str, attach: Callable[[Object, str], None], left_out: Sequence[str]
+) -> None:
+    half = f"{module.directory}/{_HALF}"
+    pins.make_directory(half)
+    try:
+        with Object(file, pins.SHARED) as opened:
+            for offset, data in module.constants.items():
+                opened.set_constants(offset, data)
+            opened.leave_out(left_out)
+            opened.load()
+            _pin_all(opened, half)
+            attach(opened, half)
+        os.rename(half, f"{module.directory}/{version}")
+    except (OSError, AgentrunError) as error:
+        pins.remove(half)
+        if isinstance(error, OSError):
+            raise BpfError(f"load {module.name}: {error}") from error
+        raise
+
+
+def _pin_all(opened: Object, directory: str) -> None:
+    for program in opened.programs():
+        opened.pin_program(program, f"{directory}/prog_{program.name}")
+    for each in opened.maps():
+        if not each.shared and not each.struct_ops and not each.internal:
+            opened.pin_map(each, f"{directory}/map_{each.name}")
+
+
+def _attach_all(paths: Paths) -> Callable[[Object, str], None]:
+    """The usual way: cgroup programs to the cgroup root, the others as their sections say, struct_ops maps.
+
+    At the root, because a container's cgroup would have to be attached to before its first process and again
+    after every restart of anything; the programs look at the current cgroup first and leave what is no call.
+    """
+
+    def attach(opened: Object, directory: str) -> None:
+        root = os.open(paths.cgroup_root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for program in opened.programs():
+                if program.section.startswith("struct_ops"):
+                    continue
+                link = (
+                    opened.attach_cgroup(program, root)
+                    if program.section.startswith("cgroup")
+                    else opened.attach(program)
+                )
+                opened.pin_link(link, f"{directory}/link_{program.name}")
+        finally:
+            os.close(root)
+        for each in opened.maps():
+            if each.struct_ops:
+                opened.pin_link(opened.attach_struct_ops(each), f"{directory}/link_{each.name}")
+
+    return attach
+
+
+def _drop_others(module: Module, keep: str | None) -> None:
+    for version in _versions(module):
+        if version != keep:
+            pins.remove(f"{module.directory}/{version}")
+
+
+def unload(paths: Paths, module: Module) -> bool:
+    """Detach and forget a module; False where it was not loaded. Raises BpfError."""
+    with _locked(paths):
+        was_loaded = bool(_versions(module))
+        _drop_others(module, None)
+        for directory in (f"{module.directory}/{_HALF}", module.directory):
+            pins.remove(directory)
+        if not any(os.path.isdir(each.directory) for each in MODULES.values()):
+            pins.remove(pins.SHARED)
+        return was_loaded

@@ -1,0 +1,119 @@
+"""bpf/agentrun.h in Python. A test compares names, offsets and sizes with the BTF of the built object."""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+
+NET_FORMAT = 1
+NET_RULES = 128
+NET_DEFAULT_ALLOW = 1
+NET_XATTR = "user.agentrun.net"
+
+
+class Kind(enum.IntEnum):
+    """enum ar_event_kind."""
+
+    POPULATED = 1
+    EXEC = 2
+    EXIT = 3
+    OOM_VICTIM = 4
+    ATTACH = 5
+    DENIED = 6
+
+
+class DeniedBy(enum.IntEnum):
+    """enum ar_denied_by."""
+
+    CONNECT = 1
+    SENDMSG = 2
+    SOCKET = 3
+
+
+class Event(ctypes.Structure):
+    """struct ar_event: the head of everything in the ring buffer."""
+
+    _fields_ = (
+        ("time_ns", ctypes.c_uint64),
+        ("call", ctypes.c_uint64),
+        ("kind", ctypes.c_uint32),
+        ("pid", ctypes.c_uint32),
+        ("value", ctypes.c_int32),
+        ("pad", ctypes.c_uint32),
+        ("comm", ctypes.c_char * 16),
+    )
+
+
+class Denied(ctypes.Structure):
+    """struct ar_denied."""
+
+    _fields_ = (
+        ("event", Event),
+        ("family", ctypes.c_uint32),
+        ("by", ctypes.c_uint32),
+        ("address", ctypes.c_uint8 * 16),
+        ("port", ctypes.c_uint32),
+        ("protocol", ctypes.c_uint32),
+        ("count", ctypes.c_uint64),
+    )
+
+
+class NetCount(ctypes.Structure):
+    """struct ar_net_count: one call's network."""
+
+    _fields_ = (
+        ("denied", ctypes.c_uint64),
+        ("tx_bytes", ctypes.c_uint64),
+        ("rx_bytes", ctypes.c_uint64),
+        ("last_sample_ns", ctypes.c_uint64),
+    )
+
+
+class NetRule(ctypes.Structure):
+    """struct ar_net_rule."""
+
+    _fields_ = (
+        ("address", ctypes.c_uint8 * 16),
+        ("family", ctypes.c_uint8),
+        ("prefix", ctypes.c_uint8),
+        ("allow", ctypes.c_uint8),
+        ("pad", ctypes.c_uint8),
+        ("port", ctypes.c_uint16),
+        ("pad2", ctypes.c_uint16),
+    )
+
+
+class NetProfile(ctypes.Structure):
+    """struct ar_net_profile."""
+
+    _fields_ = (
+        ("format", ctypes.c_uint16),
+        ("flags", ctypes.c_uint16),
+        ("count", ctypes.c_uint16),
+        ("pad", ctypes.c_uint16),
+        ("rules", NetRule * NET_RULES),
+    )
+
+
+class MemcgPolicy(ctypes.Structure):
+    """struct ar_memcg_policy: what is wanted of one cgroup, and what came of it."""
+
+    _fields_ = (
+        ("throttle_until_ns", ctypes.c_uint64),
+        ("soft_bytes", ctypes.c_uint64),
+        ("protect_bytes", ctypes.c_uint64),
+        ("charges", ctypes.c_uint64),
+        ("delays", ctypes.c_uint64),
+        ("delay_ms", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
+    )
+
+
+STRUCTS = {
+    "ar_event": Event,
+    "ar_denied": Denied,
+    "ar_net_count": NetCount,
+    "ar_net_rule": NetRule,
+    "ar_net_profile": NetProfile,
+    "ar_memcg_policy": MemcgPolicy,
+}

@@ -1,0 +1,108 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The contract between the BPF programs and agentrun/bpf/types.py: fixed widths, explicit padding, no bit
+ * fields. tests/unit/test_bpf_types.py compares the two by the BTF of build/align.bpf.o.
+ */
+#ifndef AGENTRUN_H
+#define AGENTRUN_H
+
+#include <linux/types.h>
+
+/* Names of the layout's directories (agentrun/layout.py). */
+#define AR_CALLS "agentrun-calls"
+#define AR_COMM_LEN 16
+
+enum ar_event_kind {
+	AR_EVENT_POPULATED = 1, /* value: 1 first process came, 0 last one is gone */
+	AR_EVENT_EXEC = 2,
+	AR_EVENT_EXIT = 3,	/* value: wait status of a process */
+	AR_EVENT_OOM_VICTIM = 4, /* pid: who was chosen */
+	AR_EVENT_ATTACH = 5,	/* pid: who was moved into a call from outside */
+	AR_EVENT_DENIED = 6,	/* struct ar_denied follows the head */
+};
+
+/* Head of every event in the ring buffer. */
+struct ar_event {
+	__u64 time_ns;	 /* CLOCK_BOOTTIME */
+	__u64 call;	 /* id of the call's cgroup */
+	__u32 kind;	 /* enum ar_event_kind */
+	__u32 pid;	 /* thread group, in the host's namespace */
+	__s32 value;
+	__u32 pad;
+	char comm[AR_COMM_LEN];
+};
+
+enum ar_denied_by {
+	AR_BY_CONNECT = 1,
+	AR_BY_SENDMSG = 2,
+	AR_BY_SOCKET = 3, /* address: all zero; port: the socket's type */
+};
+
+struct ar_denied {
+	struct ar_event event;
+	__u32 family;	    /* AF_INET, AF_INET6, or of the socket that was refused */
+	__u32 by;	    /* enum ar_denied_by */
+	__u8 address[16];   /* network order; IPv4 in the first four bytes */
+	__u32 port;	    /* host order */
+	__u32 protocol;
+	__u64 count;	    /* denials of this call so far: most are counted only */
+};
+
+/* Counters of one call's network, in the map ar_net_counts by the cgroup's id. */
+struct ar_net_count {
+	__u64 denied;
+	__u64 tx_bytes;
+	__u64 rx_bytes;
+	__u64 last_sample_ns;
+};
+
+#define AR_NET_FORMAT 1
+#define AR_NET_RULES 128
+#define AR_NET_XATTR "user.agentrun.net"
+
+enum ar_net_flags {
+	AR_NET_DEFAULT_ALLOW = 1, /* what no rule names */
+};
+
+/* One rule; the first that matches decides. An IPv4 prefix has its address in the first four bytes. */
+struct ar_net_rule {
+	__u8 address[16]; /* network order, host bits zero */
+	__u8 family;	  /* 4, 6, or 0 for any */
+	__u8 prefix;	  /* leading bits that count */
+	__u8 allow;	  /* 1 or 0 */
+	__u8 pad;
+	__u16 port;	  /* host order; 0 for any */
+	__u16 pad2;
+};
+
+/* What the extended attribute AR_NET_XATTR of a call's cgroup holds; only `count` rules are there. */
+struct ar_net_profile {
+	__u16 format;
+	__u16 flags; /* enum ar_net_flags */
+	__u16 count;
+	__u16 pad;
+	struct ar_net_rule rules[AR_NET_RULES];
+};
+
+/*
+ * memcg_bpf_ops: what agentrund wants of one cgroup, by its id in the map ar_memcg_policies. The nearest entry
+ * from a charged cgroup upwards counts, and its numbers are about that entry's whole subtree.
+ */
+struct ar_memcg_policy {
+	__u64 throttle_until_ns; /* CLOCK_MONOTONIC; charges are delayed until then */
+	__u64 soft_bytes;	 /* ... while the subtree holds more than this */
+	__u64 protect_bytes;	 /* below_low: reclaim spares the subtree up to this */
+	__u64 charges;		 /* slow-path charges seen */
+	__u64 delays;		 /* of them delayed */
+	__u32 delay_ms;		 /* at most 2,000; the kernel ignores delays up to 10 */
+	__u32 pad;
+};
+
+_Static_assert(sizeof(struct ar_memcg_policy) == 48, "ar_memcg_policy is shared with Python");
+_Static_assert(sizeof(struct ar_event) == 48, "ar_event is shared with Python");
+_Static_assert(sizeof(struct ar_denied) == 48 + 40, "ar_denied is shared with Python");
+_Static_assert(sizeof(struct ar_net_count) == 32, "ar_net_count is shared with Python");
+_Static_assert(sizeof(struct ar_net_rule) == 24, "ar_net_rule is shared with Python");
+_Static_assert(sizeof(struct ar_net_profile) == 8 + 24 * AR_NET_RULES, "ar_net_profile is shared with Python");
+
+#endif

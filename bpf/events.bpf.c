@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * What happens in calls, into one ring buffer: the first and the last process of a call, its execs and exits,
+ * OOM victims, and tasks that are moved into a call from outside.
+ *
+ * The exact end of a call is cgroup_notify_populated with 0; the kernel reports it in any context, so the current
+ * task says nothing there. It also fires for every ancestor, hence the test that the cgroup itself is a call.
+ * Execs and exits of one call are limited to `burst` a second (a build runs thousands); what is left out is
+ * counted as dropped, and nothing depends on it.
+ */
+#include "events.bpf.h"
+#include <bpf/bpf_tracing.h>
+
+char _license[] SEC("license") = "Dual BSD/GPL";
+
+const volatile u32 burst = 50; /* exec and exit events of one call in a second */
+
+#define SECOND_NS 1000000000ULL
+
+struct pace {
+	u64 second_ns;
+	u32 count;
+	u32 pad;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, u64);
+	__type(value, struct pace);
+} ar_pace SEC(".maps");
+
+/* Whether one more exec or exit of a call may be told. Two CPUs may both count one: it is a bound, not a number. */
+static __always_inline bool in_pace(u64 call)
+{
+	u64 now = bpf_ktime_get_boot_ns();
+	struct pace *pace = bpf_map_lookup_elem(&ar_pace, &call);
+
+	if (!pace) {
+		struct pace first = { .second_ns = now, .count = 1 };
+
+		bpf_map_update_elem(&ar_pace, &call, &first, BPF_ANY);
+		return true;
+	}
+	if (now - pace->second_ns > SECOND_NS) {
+		pace->second_ns = now;
+		pace->count = 0;
+	}
+	return __sync_fetch_and_add(&pace->count, 1) < burst;
+}
+
+static __always_inline struct ar_event *reserve(u32 kind, u64 call)
+{
+	struct ar_event *event = bpf_ringbuf_reserve(&ar_ring, sizeof(*event), 0);
+
+	if (!event) {
+		count_drop(kind);
+		return NULL;
+	}
+	fill_event(event, kind, call);
+	return event;
+}
+
+static __always_inline void take_comm(struct ar_event *event, const struct task_struct *task)
+{
+	bpf_probe_read_kernel_str(event->comm, sizeof(event->comm), task->comm);
+}
+
+SEC("tp_btf/cgroup_notify_populated")
+int BPF_PROG(on_populated, struct cgroup *cgrp, const char *path, int populated)
+{
+	struct ar_event *event;
+
+	if (!is_calls(parent_of(cgrp)))
+		return 0;
+	event = reserve(AR_EVENT_POPULATED, cgrp->kn->id);
+	if (event) {
+		event->value = populated;
+		tell(event);
+	}
+	return 0;
+}
+
+SEC("tp_btf/sched_process_exec")
+int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm *bprm)
+{
+	struct cgroup *call = call_of(task->cgroups->dfl_cgrp);
+	struct ar_event *event;
+	u64 id;
+
+	if (!call)
+		return 0;
+	id = call->kn->id;
+	if (!in_pace(id)) {
+		count_drop(AR_EVENT_EXEC);
+		return 0;
+	}
+	event = reserve(AR_EVENT_EXEC, id);
+	if (event) {
+		take_comm(event, task);
+		tell_later(event);
+	}
+	return 0;
+}
+
+SEC("tp_btf/sched_process_exit")
+int BPF_PROG(on_exit, struct task_struct *task)
+{
+	struct ar_event *event;
+	struct cgroup *call;
+	u64 id;
+
+	if (task->pid != task->tgid)
+		return 0;
+	call = call_of(task->cgroups->dfl_cgrp);
+	if (!call)
+		return 0;
+	id = call->kn->id;
+	if (!in_pace(id)) {
+		count_drop(AR_EVENT_EXIT);
+		return 0;
+	}
+	event = reserve(AR_EVENT_EXIT, id);
+	if (event) {
+		event->value = task->exit_code;
+		event->pid = task->tgid;
+		take_comm(event, task);
+		tell_later(event);
+	}
+	return 0;
+}
+
+SEC("tp_btf/mark_victim")
+int BPF_PROG(on_victim, struct task_struct *task)
+{
+	struct cgroup *call = call_of(task->cgroups->dfl_cgrp);
+	struct ar_event *event;
+
+	if (!call)
+		return 0;
+	event = reserve(AR_EVENT_OOM_VICTIM, call->kn->id);
+	if (event) {
+		event->pid = task->tgid;
+		take_comm(event, task);
+		tell(event);
+	}
+	return 0;
+}
+
+SEC("tp_btf/cgroup_attach_task")
+int BPF_PROG(on_attach, struct cgroup *cgrp, const char *path, struct task_struct *task, bool threadgroup)
+{
+	struct ar_event *event;
+
+	if (!is_calls(parent_of(cgrp)))
+		return 0;
+	event = reserve(AR_EVENT_ATTACH, cgrp->kn->id);
+	if (event) {
+		event->pid = task->tgid;
+		take_comm(event, task);
+		tell_later(event);
+	}
+	return 0;
+}

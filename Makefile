@@ -51,6 +51,7 @@ vm-test: bpf ## integration tests on real docker, podman, containerd, runc and c
 		"tests/integration/test_by_hand.py" \
 		"tests/integration/test_engines.py" \
 		"tests/integration/test_policy.py" \
+		"tests/integration/test_controller.py" \
 		"tests/integration/test_edges.py tests/integration/test_daemon.py" \
 		"tests/integration/test_store.py"
 

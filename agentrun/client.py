@@ -45,7 +45,9 @@ def blame(record: Mapping[str, Any]) -> str | None:
     if verdict == "oom-killed":
         return "agent" if level == "call" else "infrastructure"
     if verdict == "killed":
-        return {"operator": "operator", "engine": "infrastructure"}.get(str(level), "agent")
+        return {"operator": "operator", "engine": "infrastructure", "controller": "infrastructure"}.get(
+            str(level), "agent"
+        )
     return "agent"
 
 

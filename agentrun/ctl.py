@@ -21,6 +21,7 @@ from agentrun.doctor import Finding, examine
 from agentrun.errors import AgentrunError, CallNotFoundError
 from agentrun.paths import host_paths
 from agentrun.policyctl import policy
+from agentrun.release import release_all
 from agentrun.terminal import plain
 from agentrun.units import parse_duration
 
@@ -56,6 +57,7 @@ _LEVELS = {
     "above": "a limit above it",
     "operator": "by agentrunctl",
     "engine": "with its container",
+    "controller": "for a call of higher priority",
 }
 
 
@@ -175,6 +177,13 @@ def kill(call: str | None, container: str | None, all_calls: bool) -> None:
         click.echo(call_id)
     if not killed:
         raise CallNotFoundError("no such call is running")
+
+
+@cli.command()
+def thaw() -> None:
+    """Let every call go on that agentrund holds back; a running agentrund may hold it back again."""
+    for call_id in release_all(host_paths()):
+        click.echo(call_id)
 
 
 @cli.command()

@@ -24,6 +24,7 @@ from collections.abc import Callable
 from agentrun import calls, files, inotify, log, processes, systemd, verdict
 from agentrun.background import Background
 from agentrun.cgroup import Cgroup
+from agentrun.controller.controller import Controller
 from agentrun.deadlines import Deadlines
 from agentrun.errors import AgentrunError, StateError
 from agentrun.ingester import Ingester
@@ -357,12 +358,17 @@ def main() -> None:
             Stalls(daemon, teller),
             Background(daemon),
         )
+        controller = Controller(daemon, paths)
+        daemon.on_change.append(controller.changed)
         teller.start()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: daemon.stop())
         _start_watchdog(daemon)
-        daemon.run()
-        teller.close()
+        try:
+            daemon.run()
+        finally:
+            controller.close()
+            teller.close()
     except AgentrunError as error:
         sys.exit(f"agentrund: {error}")
     os.close(lock)

@@ -21,6 +21,7 @@ class Paths:
         "cgroup_root",
         "compiled",
         "config",
+        "holding",
         "log",
         "marker",
         "policy",
@@ -45,6 +46,7 @@ class Paths:
         self.store = self.state + "/calls.db"
         self.log = root + "/var/log/agentrun.log"
         self.marker = self.run + "/bypassed"
+        self.holding = self.run + "/holding"  # there while agentrund's controller may hold calls back
         self.cgroup_root = cgroup_root
 
 

@@ -25,6 +25,9 @@ WEIGHT_MIN, WEIGHT_MAX, WEIGHT_DEFAULT = 1, 10_000, 100  # cpu.weight and io.wei
 PRIORITIES = {"low": 50, "normal": 100, "high": 200}  # percent of the class's weights
 
 
+TIER_PRIORITY = 100
+
+
 class Limits:
     """What surrounds a call (a session, the host): None where there is no limit."""
 
@@ -41,14 +44,15 @@ class Plan:
 
     __slots__ = (
         "background", "ceilings", "class_name", "cpu_weight", "cpus", "cpuset", "feedback", "io_max",
-        "io_weight", "memory", "memory_high", "memory_low", "memory_min", "net", "pids", "priority",
-        "reasons", "stall", "time_hard", "time_soft",
+        "io_weight", "memory", "memory_adaptive", "memory_high", "memory_low", "memory_min", "net", "pids",
+        "priority", "rank", "reasons", "stall", "time_hard", "time_soft",
     )  # fmt: skip
 
     def __init__(self, class_name: str = "standard") -> None:
         self.class_name = class_name
         self.memory: int | None = None
         self.memory_high: int | None = None
+        self.memory_adaptive = False
         self.memory_low: int | None = None
         self.memory_min: int | None = None
         self.cpus: float | None = None
@@ -61,6 +65,8 @@ class Plan:
         self.time_hard: float | None = None
         self.net: str | None = None
         self.priority = "normal"
+        # [of its tier, its own] among all calls of the host; None where agentrund is not to adapt it.
+        self.rank: list[int] | None = None
         self.feedback = "on"
         self.background = "demote"
         self.stall: dict[str, Any] | None = None
@@ -92,6 +98,7 @@ class Plan:
         always = {"memory": self.memory, "cpu": self.cpus, "pids": self.pids}
         others = {
             "memory_high": self.memory_high,
+            "memory_adaptive": self.memory_adaptive or None,
             "memory_low": self.memory_low,
             "memory_min": self.memory_min,
             "cpu_weight": self.cpu_weight,
@@ -207,6 +214,7 @@ def _memory(plan: Plan, around: _Around, asked: float | None) -> None:
         if name == "high":
             part.raise_to(MEMORY_FLOOR, around.session, around.host)
         setattr(plan, f"memory_{name}", None if part.value is None else int(part.value))
+    plan.memory_adaptive = plan.memory_high is not None and bool(around.klass.get("adaptive"))
 
 
 def _cpu(plan: Plan, around: _Around, asked: float | None) -> None:
@@ -317,4 +325,6 @@ def make_plan(
     plan.feedback = klass.get("feedback", "on")
     plan.background = klass.get("background", "demote")
     plan.stall = klass.get("stall")
+    if policy.get("adapt", "on") == "on":
+        plan.rank = [tier.get("priority", TIER_PRIORITY), PRIORITIES[plan.priority]]
     return plan

@@ -6,7 +6,7 @@ made from them (`agentrunctl policy schema`, `agentrunctl policy reference`).
 
 from __future__ import annotations
 
-from agentrun.plan import WEIGHT_MAX, WEIGHT_MIN
+from agentrun.plan import TIER_PRIORITY, WEIGHT_MAX, WEIGHT_MIN
 from agentrun.policy import ANNOTATION_KEYS, FEEDBACK, MODES
 from agentrun.policytypes import Key, Many, MapOf, Table
 from agentrun.policyvalues import (
@@ -50,6 +50,12 @@ CLASS_MEMORY = Table(
             "none",
             "90% of max",
             "bytes",
+        ),
+        "adaptive": Key(
+            Flag(),
+            "agentrund raises `high` while the call is slowed down and there is room, up to its limit.",
+            "false",
+            "true",
         ),
         "low": Key(
             _OF_MAX, "Protected from reclaim while others have some (`memory.low`).", "none", "256M", "bytes"
@@ -174,6 +180,12 @@ TIER = Table(
             "Classes that an intent may choose in this tier.",
             "all selectable",
             "[light, test]",
+        ),
+        "priority": Key(
+            Count(1, 1000),
+            "Who waits when memory gets short: calls of a tier with less before those of one with more.",
+            str(TIER_PRIORITY),
+            "200",
         ),
         "description": Key(Text(), "For people.", "", "paying tenants"),
     }
@@ -305,6 +317,12 @@ POLICY = Table(
             "What the agent is told on each event (by agentrund).",
             "built-in texts",
             "{oom-killed: 'Killed at {limit}. {advice}'}",
+        ),
+        "adapt": Key(
+            Choice(("on", "off")),
+            "Whether agentrund freezes, slows down and thaws calls when memory gets short.",
+            "on",
+            "off",
         ),
         "record-command": Key(
             Choice(STORED), "What of a command's text is stored. Environment never is.", "name", "hash"

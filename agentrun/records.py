@@ -20,12 +20,13 @@ if TYPE_CHECKING:
 
 VERSION = 1
 _PLANNED = (
-    "mode", "policy", "session", "tier", "class", "rule", "intent", "limits", "ceilings", "reasons",
+    "mode", "policy", "session", "tier", "class", "rank", "rule", "intent", "limits", "ceilings", "reasons",
     "not_enforced",
 )  # fmt: skip
 # What agentrund notes in the state of a call while that runs.
 NOTES = (
-    "exit_code", "signal", "timed_out", "slow", "stalled", "killed_by", "background", "feedback", "end",
+    "exit_code", "signal", "timed_out", "slow", "stalled", "killed_by", "background", "adapted", "feedback",
+    "end",
 )  # fmt: skip
 _WORD_LIMIT = 64
 _COMMAND_LIMIT = 4096  # characters of a whole command
@@ -112,7 +113,9 @@ def oom_counts(container: Cgroup) -> list[int]:
 
     crun on systemd makes the container's cgroup below its scope and sets the limits on both.
     """
-    counts, at = [0, 0], container
+    # agentrund may bound the calls as a whole below the container's limit, for the agent's sake.
+    bounded = container.child("agentrun-calls").pairs("memory.events.local") or {}
+    counts, at = [bounded.get("oom", 0), 0], container
     is_session = True
     while (events := at.pairs("memory.events.local")) is not None:
         counts[0 if is_session else 1] += events.get("oom", 0)

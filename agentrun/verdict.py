@@ -35,7 +35,7 @@ def describe_status(status: int | None) -> dict[str, Any]:
 
 
 def judge(record: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """The verdict of a measured call, and its level (call, session, host, above, operator, engine)."""
+    """The verdict of a measured call and its level: whose limit, or who (operator, engine, controller)."""
     if _count(record, "memory_events", "oom_kill") > 0:
         return "oom-killed", _oom_level(record)
     if record.get("timed_out"):

@@ -14,23 +14,27 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import functools
-import heapq
-import itertools
 import os
 import select
 import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
 
 from agentrun import calls, files, inotify, log, processes, systemd, verdict
+from agentrun.background import Background
 from agentrun.bpf.watch import NetCounts
 from agentrun.cgroup import Cgroup
-from agentrun.errors import AgentrunError, CgroupError, StateError
+from agentrun.controller.controller import Controller
+from agentrun.deadlines import Deadlines
+from agentrun.errors import AgentrunError, StateError
+from agentrun.ingester import Ingester
+from agentrun.live import Call, Part
+from agentrun.loop import Loop
+from agentrun.memorywatch import MemoryWatch
 from agentrun.paths import Paths, host_paths
+from agentrun.stalls import Stalls
+from agentrun.teller import Teller
 
 LOCK_FILE = "agentrund.lock"
 _CGROUP_RETRY_S = 0.002  # a slot is there a moment before its cgroup
@@ -44,122 +48,36 @@ _DIRECTORY_EVENTS = inotify.IN_CREATE | inotify.IN_MOVED_TO
 _PID_FILE_EVENTS = inotify.IN_CLOSE_WRITE | inotify.IN_MOVED_TO
 
 
-class Timer:
-    """Something to do later, unless cancelled."""
+class Daemon(Loop):
+    """The state of agentrund: what it watches. `run` works until `stop` is called.
 
-    __slots__ = ("action",)
-
-    def __init__(self, action: Callable[[], None]) -> None:
-        self.action: Callable[[], None] | None = action
-
-
-@dataclass(slots=True)
-class Call:
-    """A live call: where its state is, and what is watched for it."""
-
-    where: str
-    slot: str
-    state: dict[str, Any]
-    cgroup: Cgroup
-    descriptors: list[int] = field(default_factory=list)
-    deadlines: list[Timer] = field(default_factory=list)
-    main_pidfd: int | None = None
-    status: int | None = None
-    ended_at: float | None = None
-    tries: int = 0
-    looks: int = 0
-    over: bool = False
-
-    @property
-    def key(self) -> tuple[str, str]:
-        """What names it on this host."""
-        return self.where, self.slot
-
-    @property
-    def id(self) -> str:
-        """The call's id."""
-        return str(self.state.get("id"))
-
-
-class Daemon:
-    """The state of agentrund: what it watches. `run` works until `stop` is called."""
+    `parts` are told what happens to each call; `on_change` is called when a call came or went.
+    """
 
     def __init__(self, paths: Paths) -> None:
+        super().__init__()
         self.paths = paths
+        self.parts: list[Part] = []
+        self.on_change: list[Callable[[], None]] = []
         self.sessions = f"{paths.run}/{calls.SESSIONS}"
         self.live: dict[tuple[str, str], Call] = {}
-        self._epoll = select.epoll()
         self._inotify = inotify.Inotify()
-        self._handlers: dict[int, Callable[[int], None]] = {}
         self._directories: dict[int, str] = {}
         self._pid_files: dict[str, Call] = {}
-        self._timers: list[tuple[float, int, Timer]] = []
-        self._cancelled = 0
-        self._count = itertools.count()
-        self._running = True
+        self.ingester = Ingester(paths)
         self._net_counts = NetCounts()
-        self._on(self._inotify.fileno(), select.EPOLLIN, self._read_inotify)
-        self._wake_on_signals()
-
-    # The loop.
-
-    def _wake_on_signals(self) -> None:
-        """A signal ends epoll_wait by way of a pipe: PEP 475 would wait on."""
-        reading, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-        self._on(reading, select.EPOLLIN, lambda _: None)
+        self.watch(self._inotify.fileno(), select.EPOLLIN, self._read_inotify)
 
     def run(self) -> None:
         """Work until told to stop."""
         self._watch_directory(self.sessions)
         self.later(_SWEEP_S, self._sweep)
+        self.ingester.start()
         systemd.notify("READY=1")
-        while self._running:
-            for fd, events in self._epoll.poll(self._next_timeout()):
-                handler = self._handlers.get(fd)
-                if handler is not None:  # an earlier event of this round may have ended it
-                    handler(events)
-            self._run_timers()
+        while self.turn():
+            pass
         systemd.notify("STOPPING=1")
-
-    def stop(self) -> None:
-        """Leave the loop after this round."""
-        self._running = False
-
-    def _on(self, fd: int, events: int, handler: Callable[[int], None]) -> None:
-        self._handlers[fd] = handler
-        self._epoll.register(fd, events)
-
-    def _off(self, fd: int) -> None:
-        if self._handlers.pop(fd, None) is not None:
-            self._epoll.unregister(fd)
-        os.close(fd)
-
-    def later(self, seconds: float, action: Callable[[], None]) -> Timer:
-        """Do something once, after so many seconds."""
-        timer = Timer(action)
-        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._count), timer))
-        return timer
-
-    def _cancel(self, timer: Timer) -> None:
-        """A cancelled timer keeps nothing alive; when most are, the heap is made anew."""
-        timer.action = None
-        self._cancelled += 1
-        if self._cancelled > 1000 and self._cancelled > len(self._timers) // 2:
-            self._timers = [entry for entry in self._timers if entry[2].action is not None]
-            heapq.heapify(self._timers)
-            self._cancelled = 0
-
-    def _next_timeout(self) -> float:
-        return max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else -1
-
-    def _run_timers(self) -> None:
-        while self._timers and self._timers[0][0] <= time.monotonic():
-            timer = heapq.heappop(self._timers)[2]
-            if timer.action is None:
-                self._cancelled -= 1
-            else:
-                timer.action()
+        self.ingester.stop()
 
     # Finding calls.
 
@@ -197,7 +115,7 @@ class Daemon:
 
     def _take(self, where: str, slot: str) -> None:
         """Begin to watch a call, unless it is watched already."""
-        session = self._open(where)
+        session = self.open(where)
         if session is None:
             return
         with contextlib.closing(session):
@@ -213,12 +131,18 @@ class Daemon:
             self._forget(known)
         call = Call(where, slot, state, Cgroup(str(state.get("calls"))).child(slot))
         self.live[call.key] = call
-        self._set_deadlines(call)
-        self._watch_pid_file(call)
         self._watch_owner(call)
+        for part in self.parts:
+            part.began(call)
+        self._watch_pid_file(call)
         self._watch_cgroup(call)
+        self._tell_change()
 
-    def _open(self, where: str) -> calls.Calls | None:
+    def _tell_change(self) -> None:
+        for action in self.on_change:
+            action()
+
+    def open(self, where: str) -> calls.Calls | None:
         try:
             return calls.open_where(self.paths, where)
         except StateError as error:
@@ -246,7 +170,7 @@ class Daemon:
             self._check_end(call)
 
         call.descriptors.append(fd)
-        self._on(fd, select.EPOLLPRI | select.EPOLLERR, changed)
+        self.watch(fd, select.EPOLLPRI | select.EPOLLERR, changed)
         changed(0)
 
     def _watch_owner(self, call: Call) -> None:
@@ -259,13 +183,15 @@ class Daemon:
             return
 
         def gone(_: int) -> None:
+            call.owner_pidfd = None
             call.descriptors.remove(pidfd)
-            self._off(pidfd)
+            self.drop(pidfd)
             self._find_main_process(call)
             self._check_end(call)
 
+        call.owner_pidfd = pidfd
         call.descriptors.append(pidfd)
-        self._on(pidfd, select.EPOLLIN, gone)
+        self.watch(pidfd, select.EPOLLIN, gone)
 
     def _watch_pid_file(self, call: Call) -> None:
         """Learn the call's first process from the file that the engine told the runtime to write."""
@@ -289,7 +215,9 @@ class Daemon:
             return
         call.main_pidfd = pidfd
         call.descriptors.append(pidfd)
-        self._on(pidfd, select.EPOLLIN, lambda _: self._main_ended(call, pidfd))
+        self.watch(pidfd, select.EPOLLIN, lambda _: self._main_ended(call, pidfd))
+        for part in self.parts:
+            part.main_found(call)
 
     def _only_process(self, call: Call) -> int | None:
         """The process of a call by hand, which has no pid file: the one that is no runtime any more."""
@@ -307,7 +235,9 @@ class Daemon:
 
     def _main_ended(self, call: Call, pidfd: int) -> None:
         """The first process has ended; its exit status is there once its parent has reaped it."""
-        self._epoll.modify(pidfd, 0)
+        self.rewatch(pidfd, 0)
+        for part in self.parts:
+            part.main_ended(call)
         self._read_status(call)
         self._check_end(call)
 
@@ -318,7 +248,7 @@ class Daemon:
         call.status = inotify.exit_status(call.main_pidfd)
         if call.status is None:
             return False
-        self._note(call, **verdict.describe_status(call.status))
+        self.note(call, **verdict.describe_status(call.status))
         return True
 
     def _check_end(self, call: Call) -> None:
@@ -327,6 +257,8 @@ class Daemon:
             return
         if call.cgroup.is_populated():
             self._find_main_process(call)
+            for part in self.parts:
+                part.populated(call)
             return
         if calls.is_starting(call.state):
             return
@@ -335,28 +267,37 @@ class Daemon:
             call.tries += 1
             self.later(_STATUS_RETRY_S, lambda: self._check_end(call))
             return
+        if not all(part.is_done(call) for part in self.parts):
+            self.later(_STATUS_RETRY_S, lambda: self._check_end(call))
+            return
         network = self._net_counts.note(call.cgroup.path, call.state.get("limits"))
-        self._note(call, end=call.ended_at, **network)
+        self.note(call, end=call.ended_at, **network)
         self._forget(call)
-        session = self._open(call.where)
+        session = self.open(call.where)
         if session is not None:
             with contextlib.closing(session):
                 session.harvest_slot(call.slot)
+            self.ingester.soon()
 
     def _forget(self, call: Call) -> None:
         call.over = True
         self._pid_files.pop(str(call.state.get("pid_file")), None)
         for fd in call.descriptors:
-            self._off(fd)
+            self.drop(fd)
         call.descriptors.clear()
-        for timer in call.deadlines:
-            self._cancel(timer)
-        call.deadlines.clear()
+        for timer in call.timers:
+            self.cancel(timer)
+        call.timers.clear()
+        for part in self.parts:
+            part.ended(call)
         if self.live.get(call.key) is call:
             del self.live[call.key]
+            self._tell_change()
 
-    def _note(self, call: Call, **notes: object) -> None:
-        session = self._open(call.where)
+    def note(self, call: Call, **notes: object) -> None:
+        """Add to a call's state, and so to its record, what was learned or done."""
+        call.state = {**call.state, **notes}
+        session = self.open(call.where)
         if session is None:
             return
         try:
@@ -364,31 +305,6 @@ class Daemon:
                 session.note(call.slot, call.id, **notes)
         except (OSError, AgentrunError) as error:
             log.warn(self.paths, "state of a call not noted", call=call.id, error=str(error))
-
-    # Time.
-
-    def _set_deadlines(self, call: Call) -> None:
-        limits = call.state.get("limits") or {}
-        ran = max(0.0, time.time() - float(call.state.get("start") or time.time()))
-        for name, action in (("time_soft", self._soft_limit), ("time_hard", self._hard_limit)):
-            seconds = limits.get(name)
-            if isinstance(seconds, (int, float)):
-                wait = max(0.0, seconds - ran)
-                call.deadlines.append(self.later(wait, functools.partial(action, call, seconds)))
-
-    def _soft_limit(self, call: Call, seconds: float) -> None:
-        if not call.over:
-            self._note(call, slow=seconds)
-
-    def _hard_limit(self, call: Call, seconds: float) -> None:
-        """Kill the whole tree: cgroup.kill reaches what setsid, a double fork or SIGSTOP would hide."""
-        if call.over or not call.cgroup.is_populated():
-            return
-        self._note(call, timed_out=seconds)
-        try:
-            call.cgroup.write("cgroup.kill", "1")
-        except CgroupError as error:
-            log.warn(self.paths, "call over its time not killed", call=call.id, error=str(error))
 
     # What should not be needed.
 
@@ -437,10 +353,25 @@ def main() -> None:
     try:
         lock = take_lock(paths)
         daemon = Daemon(paths)
+        teller = Teller(daemon)
+        daemon.parts += (
+            teller,
+            Deadlines(daemon, teller),
+            MemoryWatch(daemon, teller),
+            Stalls(daemon, teller),
+            Background(daemon),
+        )
+        controller = Controller(daemon, paths)
+        daemon.on_change.append(controller.changed)
+        teller.start()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: daemon.stop())
         _start_watchdog(daemon)
-        daemon.run()
+        try:
+            daemon.run()
+        finally:
+            controller.close()
+            teller.close()
     except AgentrunError as error:
         sys.exit(f"agentrund: {error}")
     os.close(lock)

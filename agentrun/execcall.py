@@ -6,7 +6,7 @@ import errno
 import posix
 import time
 
-from agentrun import calls, layout, log, netmark, processdoc, records, session, surroundings
+from agentrun import calls, files, layout, log, netmark, policy, processdoc, records, session, surroundings
 from agentrun.cgroup import Cgroup
 from agentrun.decide import Decision, decide
 from agentrun.errors import CgroupError, StateError, reason
@@ -67,11 +67,21 @@ def _live_call(
         return None
     try:
         # agentrund knows better when and how a call ended; a backlog means that it is stuck.
-        if len(live.slots()) >= calls.BACKLOG_LIMIT or not calls.is_daemon_alive(paths):
+        is_alive = calls.is_daemon_alive(paths)
+        if len(live.slots()) >= calls.BACKLOG_LIMIT or not is_alive:
             live.harvest()
+        if not is_alive and files.exists(paths.holding):
+            _release(paths)
         return _open_call(config, invocation, found, live, process, decision)
     finally:
         live.close()
+
+
+def _release(paths: Paths) -> None:
+    """Let calls go on that a dead agentrund left frozen."""
+    from agentrun import release
+
+    release.release_all(paths)
 
 
 def _become_killable() -> None:
@@ -155,10 +165,14 @@ def _open_call(
         "session": decision.session.why,
         "tier": decision.tier,
         "class": plan.class_name,
+        "rank": plan.rank if enforced else None,
         "rule": decision.rule,
         "intent": decision.describe_intent(),
         "limits": plan.limits() if enforced else None,
         "reasons": plan.reasons,
+        "ceilings": plan.ceilings,
+        "tty": process.tty,
+        "care": _care(config, decision),
         "not_enforced": sorted({c for c, _, _ in planned if c not in enabled}),
         "start": time.time(),
     }
@@ -183,6 +197,20 @@ def _open_call(
     return name
 
 
+def _care(config: Config, decision: Decision) -> dict[str, Any]:
+    """What agentrund is to do about the call while it runs and when it has ended."""
+    plan = decision.plan
+    assert plan is not None
+    feedback = policy.feedback_of(decision.mode, decision.session.feedback, plan.feedback)
+    care: dict[str, Any] = {"feedback": feedback}
+    if feedback != "off" and config.policy.get("feedback"):
+        care["templates"] = config.policy["feedback"]
+    if decision.mode == "enforce":
+        care["background"] = plan.background
+        care["stall"] = plan.stall
+    return care
+
+
 def _exec_id(pid_file: str | None) -> str | None:
     """The engine's id of the exec, which is in the path of the pid file it asks for.
 
@@ -199,10 +227,10 @@ def _absolute(path: str | None) -> str | None:
     return path if path is None or path.startswith("/") else f"{posix.getcwd()}/{path}"
 
 
-def _write_limits(call: Cgroup, files: list[tuple[str, str]]) -> list[str]:
+def _write_limits(call: Cgroup, values: list[tuple[str, str]]) -> list[str]:
     """Write (file, value) pairs; returns the optional files that this kernel or disk did not take."""
     failed = []
-    for file, value in files:
+    for file, value in values:
         try:
             call.write(file, value)
         except CgroupError:

@@ -21,13 +21,16 @@ class Paths:
         "cgroup_root",
         "compiled",
         "config",
+        "holding",
         "log",
         "marker",
         "policy",
         "records",
         "root",
         "run",
+        "spill",
         "state",
+        "store",
     )
 
     def __init__(self, root: str = "", cgroup_root: str = "/sys/fs/cgroup") -> None:
@@ -39,8 +42,11 @@ class Paths:
         self.compiled = self.state + "/config.json"
         self.backends = self.state + "/backends"
         self.records = self.state + "/calls.jsonl"
+        self.spill = self.run + "/calls.jsonl"
+        self.store = self.state + "/calls.db"
         self.log = root + "/var/log/agentrun.log"
         self.marker = self.run + "/bypassed"
+        self.holding = self.run + "/holding"  # there while agentrund's controller may hold calls back
         self.cgroup_root = cgroup_root
 
 

@@ -240,6 +240,7 @@ def _compiled(merged: dict[str, Any]) -> dict[str, Any]:
         "network_programs": netprofile.compile_all(merged["networks"]),
         "agent": merged.get("agent", {}),
         "feedback": merged["feedback"],
+        "adapt": merged.get("adapt", "on"),
         "record_command": merged.get("record-command", "name"),
         "machine_truth": merged.get("machine-truth", True),
         "strip_intent": merged.get("strip-intent", False),

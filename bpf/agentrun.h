@@ -84,6 +84,21 @@ struct ar_net_profile {
 	struct ar_net_rule rules[AR_NET_RULES];
 };
 
+/*
+ * memcg_bpf_ops: what agentrund wants of one cgroup, by its id in the map ar_memcg_policies. The nearest entry
+ * from a charged cgroup upwards counts, and its numbers are about that entry's whole subtree.
+ */
+struct ar_memcg_policy {
+	__u64 throttle_until_ns; /* CLOCK_MONOTONIC; charges are delayed until then */
+	__u64 soft_bytes;	 /* ... while the subtree holds more than this */
+	__u64 protect_bytes;	 /* below_low: reclaim spares the subtree up to this */
+	__u64 charges;		 /* slow-path charges seen */
+	__u64 delays;		 /* of them delayed */
+	__u32 delay_ms;		 /* at most 2,000; the kernel ignores delays up to 10 */
+	__u32 pad;
+};
+
+_Static_assert(sizeof(struct ar_memcg_policy) == 48, "ar_memcg_policy is shared with Python");
 _Static_assert(sizeof(struct ar_event) == 48, "ar_event is shared with Python");
 _Static_assert(sizeof(struct ar_denied) == 48 + 40, "ar_denied is shared with Python");
 _Static_assert(sizeof(struct ar_net_count) == 32, "ar_net_count is shared with Python");

@@ -8,3 +8,4 @@ struct ar_denied align_denied;
 struct ar_net_count align_net_count;
 struct ar_net_rule align_net_rule;
 struct ar_net_profile align_net_profile;
+struct ar_memcg_policy align_memcg_policy;

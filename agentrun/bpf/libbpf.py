@@ -225,6 +225,18 @@ class Object:
         """Register a struct_ops map that was defined in section `.struct_ops.link`; returns the link."""
         return self._keep(self._lib.c.bpf_map__attach_struct_ops(ops.handle), f"register {ops.name!r}")
 
+    def fill_struct_ops(self, ops: ObjectMap) -> None:
+        """Have a struct_ops map filled, for links that name a cgroup, which are made by bpf(2).
+
+        libbpf fills the map in bpf_map__attach_struct_ops alone, and registers without a cgroup right after:
+        a type that wants one refuses that with EINVAL, and the map is filled.
+        """
+        link = self._lib.c.bpf_map__attach_struct_ops(ops.handle)
+        if link:
+            self._keep(link, f"register {ops.name!r}")
+        elif ctypes.get_errno() != errno.EINVAL:
+            raise self._lib.fail(f"fill {ops.name!r} of {self.path!r}")
+
     def pin_link(self, link: int, path: str) -> None:
         """Pin a link: it stays attached when this process ends."""
         self._check(self._lib.c.bpf_link__pin(link, os.fsencode(path)), path)

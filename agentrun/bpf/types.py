@@ -95,10 +95,25 @@ class NetProfile(ctypes.Structure):
     )
 
 
+class MemcgPolicy(ctypes.Structure):
+    """struct ar_memcg_policy: what is wanted of one cgroup, and what came of it."""
+
+    _fields_ = (
+        ("throttle_until_ns", ctypes.c_uint64),
+        ("soft_bytes", ctypes.c_uint64),
+        ("protect_bytes", ctypes.c_uint64),
+        ("charges", ctypes.c_uint64),
+        ("delays", ctypes.c_uint64),
+        ("delay_ms", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
+    )
+
+
 STRUCTS = {
     "ar_event": Event,
     "ar_denied": Denied,
     "ar_net_count": NetCount,
     "ar_net_rule": NetRule,
     "ar_net_profile": NetProfile,
+    "ar_memcg_policy": MemcgPolicy,
 }

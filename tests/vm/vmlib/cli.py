@@ -6,6 +6,7 @@ import shlex
 import signal
 import sys
 import time
+from pathlib import Path
 from types import FrameType
 
 from vmlib.errors import LostVMError, UsageError, VmError
@@ -20,6 +21,7 @@ from vmlib.instance import (
     run_ssh,
     take_down,
 )
+from vmlib.kmod import build_modules
 from vmlib.progress import say
 from vmlib.qemu import Hardware
 from vmlib.recipe import MEM, SMP
@@ -69,6 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     pull.add_argument("host_path")
     down = add("down", "end an instance and remove its disk")
     down.add_argument("--all", action="store_true", help="end all instances")
+    module = add("module", "build the kernel modules of a directory for the guest", named=False)
+    module.add_argument("directory", type=Path)
     add("status", "show the image and the instances", named=False)
     return parser
 
@@ -188,6 +192,10 @@ def _dispatch(args: argparse.Namespace) -> int:
             return _copy(get_instance(args.name), [f":{args.guest_path}", args.host_path])
         case "down":
             return _down(args)
+        case "module":
+            for path in build_modules(args.directory):
+                say(f"built {path}")
+            return 0
         case _:
             return _status()
 

@@ -47,7 +47,8 @@ def build_disk(work: Path) -> None:
     shutil.rmtree(agentbox)
 
 
-def _mmdebstrap(variant: str, packages: str, extra: list[str], target: Path) -> list[str]:
+def mmdebstrap_argv(variant: str, packages: str, extra: list[str], target: Path) -> list[str]:
+    """The command that makes a Debian tree in `target`; the sources are to be appended."""
     options = [f'--aptopt={name} "{value}"' for name, value in apt_settings().items()]
     return [
         tool("mmdebstrap"),
@@ -63,11 +64,13 @@ def _mmdebstrap(variant: str, packages: str, extra: list[str], target: Path) -> 
     ]
 
 
-def _source(mirror: str, suite: str) -> str:
+def debian_source(mirror: str, suite: str) -> str:
+    """One line of sources.list."""
     return f"deb [signed-by={KEYRING}] {mirror} {suite} main"
 
 
-def _environment() -> dict[str, str]:
+def build_environment() -> dict[str, str]:
+    """The environment of a build step: nothing of ours but proxies."""
     kept = ("http_proxy", "https_proxy", "no_proxy", "TMPDIR")
     passed = {name: os.environ[name] for name in kept if name in os.environ}
     path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -77,17 +80,17 @@ def _environment() -> dict[str, str]:
 def _bootstrap_system(mirror: str, root: Path, log: Path) -> None:
     # The guest's files go in before the bulk of the packages, for dpkg and initramfs-tools.
     hook = f"--essential-hook=cp -rT --preserve=mode '{GUEST_DIR}' \"$1\""
-    argv = _mmdebstrap("minbase", include_list(), [hook], root)
-    argv += [_source(mirror, SUITE), _source(mirror, BACKPORTS)]
-    run_logged(argv, log, "install the system from Debian packages", _environment())
+    argv = mmdebstrap_argv("minbase", include_list(), [hook], root)
+    argv += [debian_source(mirror, SUITE), debian_source(mirror, BACKPORTS)]
+    run_logged(argv, log, "install the system from Debian packages", build_environment())
 
 
 def _bootstrap_agentbox(mirror: str, rootfs: Path, log: Path) -> None:
     unwanted = ("doc", "man", "locale", "info")
     excluded = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in unwanted]
-    argv = _mmdebstrap("essential", ",".join(AGENTBOX_PACKAGES), excluded, rootfs)
-    argv.append(_source(mirror, SUITE))
-    run_logged(argv, log, "install the agentbox image from Debian packages", _environment())
+    argv = mmdebstrap_argv("essential", ",".join(AGENTBOX_PACKAGES), excluded, rootfs)
+    argv.append(debian_source(mirror, SUITE))
+    run_logged(argv, log, "install the agentbox image from Debian packages", build_environment())
     # Every megabyte is hashed and unpacked under emulation, once for each engine.
     for junk in AGENTBOX_JUNK:
         for path in rootfs.glob(junk):

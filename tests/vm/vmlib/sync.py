@@ -25,7 +25,7 @@ INSTALL_COMMAND = (
     f"make -C {GUEST_SRC} install PREFIX=/usr </dev/null 2>&1"
 )
 ATTEMPTS = 3
-BUILT_HERE = ("bpf/build/*.bpf.o",)
+BUILT_HERE = ("bpf/build/*.bpf.o", "tests/memcg_ops/build/*.ko")
 
 
 @dataclass(frozen=True, slots=True)

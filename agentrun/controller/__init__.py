@@ -1,0 +1,1 @@
+"""Keep the calls that matter alive when memory gets short: snapshot, decide (pure), apply."""

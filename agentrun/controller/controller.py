@@ -1,0 +1,278 @@
+"""The controller in agentrund: asleep while nothing contends, awake at 10 to 100 Hz while something does.
+
+It is woken by calls that come and go, by a call that passes its guard (memory.high; `memory.events` becomes
+readable), by a domain that hits its limit (its `memory.events`), and by stalls (PSI triggers). Where calls
+compete, a peek every quarter of a second catches what none of these tells: growth of the first call.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from agentrun import log, release
+from agentrun.cgroup import Cgroup
+from agentrun.controller import apply
+from agentrun.controller.decisions import CALM_S, WATCH, decide
+from agentrun.controller.model import HOST, Action, Decision, Memory, Snapshot
+from agentrun.controller.snapshot import Reader
+from agentrun.errors import CgroupError
+from agentrun.paths import Paths
+
+SPACING_S = 0.004  # between two looks, whatever wakes us
+_YOUNG_S = 5.0  # a runtime places the first process within so long
+_STARTING_S = 0.02
+_MOVED = 0.05  # of a limit: a change of its use that deserves a look
+# 10 ms of stall in half a second. Windows other than multiples of 2 s need CAP_SYS_RESOURCE
+# (kernel/sched/psi.c, psi_trigger_create).
+_TRIGGER = b"some 10000 500000"
+
+
+class LiveCall(Protocol):
+    """A call as agentrund knows it."""
+
+    where: str
+    slot: str
+    state: dict[str, Any]
+    cgroup: Cgroup
+
+
+class Loop(Protocol):
+    """What the controller needs of agentrund."""
+
+    @property
+    def live(self) -> Mapping[tuple[str, str], LiveCall]: ...
+
+    def later(self, seconds: float, action: Callable[[], None]) -> object: ...
+
+    def watch(self, fd: int, events: int, handler: Callable[[int], None]) -> None: ...
+
+    def unwatch(self, fd: int) -> None: ...
+
+
+class Controller:
+    """Call `changed` when a call came or went, and `close` at the end."""
+
+    def __init__(self, loop: Loop, paths: Paths, clock: Callable[[], float] = time.monotonic) -> None:
+        self.paths = paths
+        self.memory = Memory()
+        self._loop = loop
+        self._clock = clock
+        self._reader = Reader(paths.cgroup_root)
+        self._journal = apply.Journal(paths)
+        self._live: dict[str, LiveCall] = {}
+        self._shared: dict[str, tuple[int, int]] = {}  # domains: their limit, their use at the last look
+        self._watched: dict[str, int] = {}
+        self._turn = 0
+        self._due = float("inf")
+        self._looked_at = float("-inf")
+        self._young_until = float("-inf")
+        self._stale = True
+        self._closed = False
+        if release.is_marked(paths):
+            release.release_all(paths)
+        self.changed()
+
+    # When to look.
+
+    def changed(self) -> None:
+        """A call came or went."""
+        self._stale = True
+        self._soon()
+
+    def _soon(self) -> None:
+        if self._closed:
+            return
+        self._schedule(max(0.0, self._looked_at + SPACING_S - self._clock()))
+
+    def _schedule(self, seconds: float) -> None:
+        """Look after so long, unless an earlier look is planned."""
+        due = self._clock() + seconds
+        if due >= self._due:
+            return
+        self._due = due
+        self._turn += 1
+        turn = self._turn
+        self._loop.later(seconds, lambda: self._run(turn))
+
+    def _run(self, turn: int) -> None:
+        if turn != self._turn:
+            return  # an earlier look was planned since
+        self._due = float("inf")
+        self._guarded(self.step)
+
+    def _guarded(self, look: Callable[[], object]) -> None:
+        """Whatever goes wrong here, calls run as planned and agentrund goes on with its main job."""
+        try:
+            look()
+        except Exception as error:  # noqa: BLE001
+            log.warn(self.paths, "adaptation ended", error=f"{type(error).__name__}: {error}")
+            self.close()
+
+    def _peek(self) -> None:
+        """The cheap look while all is calm; a real one where something moved."""
+        for domain, (limit, usage) in self._shared.items():
+            now = self._reader.peek(domain)
+            if now > limit * WATCH or abs(now - usage) > limit * _MOVED:
+                self.step()
+                return
+        self._plan_peek()
+
+    def _plan_peek(self) -> None:
+        self._due = self._clock() + CALM_S
+        self._turn += 1
+        turn = self._turn
+
+        def peek() -> None:
+            if turn == self._turn:
+                self._due = float("inf")
+                self._guarded(self._peek)
+
+        self._loop.later(CALM_S, peek)
+
+    # Looking.
+
+    def step(self) -> Decision:
+        """Look at everything, decide, act, and plan the next look."""
+        if self._stale:
+            self._take_members()
+        self._looked_at = self._clock()
+        snapshot = self._reader.read(self._looked_at)
+        decision = decide(snapshot, self.memory)
+        self.memory = decision.memory
+        self._act(decision.actions)
+        self._follow(snapshot)
+        self._plan_look(decision.look_again_s, missing=len(snapshot.calls) < len(self._reader.members))
+        return decision
+
+    def _plan_look(self, seconds: float | None, *, missing: bool) -> None:
+        """The next look; a call that has a slot but no process yet will not tell when it has one."""
+        if missing:
+            is_young = self._clock() < self._young_until
+            seconds = min(_STARTING_S if is_young else CALM_S, CALM_S if seconds is None else seconds)
+        if seconds is not None and (seconds < CALM_S or missing):
+            self._schedule(seconds)
+        elif seconds is not None:
+            self._plan_peek()
+
+    def _take_members(self) -> None:
+        self._stale = False
+        self._live = {call.cgroup.path: call for call in self._loop.live.values()}
+        new, gone = self._reader.update({key: call.state for key, call in self._live.items()})
+        for member in gone:
+            self._unwatch(member.files.path)
+            self._journal.forget(member.id)
+            member.files.close()
+            # The next call in this slot has the same path.
+            self.memory.held.pop(member.files.path, None)
+            self.memory.growth.pop(member.files.path, None)
+        self._young_until = self._clock() + _YOUNG_S
+        for path, files in self._reader.unused.items():
+            self._unwatch(f"events {path}")
+            self._unwatch(f"stall {path}")
+            files.close()
+        for member in new:
+            key = member.files.path
+            try:
+                release.release(Cgroup(key), self._live[key].state)
+            except CgroupError as error:
+                log.warn(self.paths, "call not released", cgroup=key, error=str(error))
+
+    def _act(self, actions: tuple[Action, ...]) -> None:
+        if not actions:
+            return
+        if not release.is_marked(self.paths):
+            try:
+                release.mark(self.paths)
+            except OSError as error:
+                # Without it nobody would release the calls should we die: rather do nothing.
+                log.warn(self.paths, "calls not adapted", path=self.paths.holding, error=str(error))
+                return
+        for action in apply.apply_all(self.paths, actions):
+            call = self._live.get(action.key)
+            if call is not None:
+                before = call.state.get("adapted")
+                self._journal.add(str(call.state.get("id")), call.where, call.slot, before, action)
+
+    # What wakes us.
+
+    def _follow(self, snapshot: Snapshot) -> None:
+        self._shared = {
+            domain.key: (domain.limit, self._reader.peek(domain.key)) for domain in snapshot.domains
+        }
+        for key, held in self.memory.held.items():
+            member = self._reader.members.get(key)
+            if member is not None and (held.guard is not None or held.soft is not None):
+                self._watch(key, member.files.fd("memory.events"))
+        for domain in snapshot.domains:
+            self._watch_domain(domain.key)
+
+    def _watch(self, key: str, fd: int | None, *, read: bool = False) -> None:
+        """Look when a cgroup file changes. It stays ready until it is read; a look reads those of calls."""
+        if key in self._watched or fd is None:
+            return
+
+        def changed(events: int) -> None:
+            if events & select.EPOLLERR and not events & select.EPOLLPRI:
+                self._unwatch(key)  # the cgroup is gone
+            elif read:
+                _drain(fd)
+            self._soon()
+
+        self._watched[key] = fd
+        self._loop.watch(fd, select.EPOLLPRI | select.EPOLLERR, changed)
+
+    def _watch_domain(self, key: str) -> None:
+        if f"stall {key}" in self._watched:
+            return
+        files = self._reader.above(key)
+        if files is not None:
+            self._watch(f"events {key}", files.fd("memory.events"), read=True)
+        trigger = _stall_trigger("/proc/pressure/memory" if key == HOST else f"{key}/memory.pressure")
+        if trigger is not None:
+            self._watch(f"stall {key}", trigger)
+
+    def _unwatch(self, name: str) -> None:
+        fd = self._watched.pop(name, None)
+        if fd is None:
+            return
+        self._loop.unwatch(fd)
+        if name.startswith("stall "):
+            os.close(fd)
+
+    # The end.
+
+    def close(self) -> None:
+        """Let everything run as planned, and let go of it."""
+        for name in list(self._watched):
+            self._unwatch(name)
+        self._reader.close()
+        self._turn += 1
+        self._closed = True
+        release.release_all(self.paths)
+
+
+def _drain(fd: int) -> None:
+    try:
+        os.pread(fd, 4096, 0)
+    except OSError as error:
+        if error.errno != errno.ENODEV:
+            raise
+
+
+def _stall_trigger(path: str) -> int | None:
+    """A descriptor that becomes ready when tasks stall for memory; None where the kernel has none to give."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        os.write(fd, _TRIGGER)
+    except OSError:
+        os.close(fd)
+        return None
+    return fd

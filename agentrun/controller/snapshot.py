@@ -1,0 +1,241 @@
+"""One look at all calls and the limits around them, through descriptors that stay open.
+
+pread(2) of an open cgroup file costs a tenth of opening it anew; nothing here walks the tree.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from agentrun import layout
+from agentrun.controller.decisions import WATCH
+from agentrun.controller.model import HOST, Bound, Call, Domain, Rank, Snapshot
+
+_BOUNDS_EVERY_S = 1.0
+_BOUND_ROOM = 0.95
+_RESERVE_MOST = 0.5  # of a container's limit: what an agent's leaf may keep from the calls
+
+
+class Files:
+    """The files of one directory, each opened on first use; None where one is missing or gone."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._fds: dict[str, int] = {}
+
+    def fd(self, name: str) -> int | None:
+        """The open descriptor of a file, for epoll."""
+        if name not in self._fds:
+            try:
+                fd = os.open(f"{self.path}/{name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            except OSError:
+                return None
+            self._fds[name] = fd
+        return self._fds[name]
+
+    def read(self, name: str) -> bytes | None:
+        """The content of a file."""
+        fd = self.fd(name)
+        if fd is None:
+            return None
+        try:
+            return os.pread(fd, 1 << 16, 0)
+        except OSError:  # ENODEV: the cgroup is gone
+            return None
+
+    def number(self, name: str) -> int | None:
+        """One number; None for `max`."""
+        text = (self.read(name) or b"").strip()
+        return int(text) if text.isdigit() else None
+
+    def pairs(self, name: str) -> dict[bytes, int]:
+        """A flat keyed file; empty where it is missing."""
+        rows = (line.split() for line in (self.read(name) or b"").splitlines())
+        return {row[0]: int(row[1]) for row in rows if len(row) >= 2 and row[1].isdigit()}
+
+    def close(self) -> None:
+        """Let go of all of them."""
+        for fd in self._fds.values():
+            os.close(fd)
+        self._fds.clear()
+
+
+class Member:
+    """A call that takes part: what its state says of it, and its files."""
+
+    def __init__(self, key: str, state: Mapping[str, Any], rank: Rank) -> None:
+        limits = state.get("limits") or {}
+        self.files = Files(key)
+        self.id = str(state.get("id"))
+        self.rank = rank
+        self.start = float(state.get("start") or 0)
+        self.soft: int | None = limits.get("memory_high")
+        self.ceiling: int | None = limits.get("memory")
+        self.adaptive = bool(limits.get("memory_adaptive"))
+
+    def read(self, domains: tuple[str, ...]) -> Call | None:
+        """The call as it is now; None when nothing lives in it (or not yet)."""
+        # First: a file that is watched stays ready until it is read.
+        throttled = self.files.pairs("memory.events").get(b"high", 0)
+        if not self.files.pairs("cgroup.events").get(b"populated"):
+            return None
+        usage = self.files.number("memory.current") or 0
+        return Call(
+            self.files.path,
+            self.rank,
+            self.start,
+            usage,
+            domains,
+            self.soft,
+            self.ceiling,
+            throttled,
+            self.adaptive,
+        )
+
+
+def rank_of(state: Mapping[str, Any]) -> Rank | None:
+    """The rank in a call's state; None where the call is to be left alone."""
+    rank = state.get("rank")
+    if isinstance(rank, list) and len(rank) == 2 and all(isinstance(part, int) for part in rank):
+        return rank[0], rank[1]
+    return None
+
+
+class Reader:
+    """All members and the limits around them. `update` first, then `read` as often as needed."""
+
+    def __init__(self, cgroup_root: str, proc: str = "/proc") -> None:
+        self.root = cgroup_root
+        self.members: dict[str, Member] = {}
+        self._above: dict[str, Files] = {}
+        self._chains: dict[str, tuple[str, ...]] = {}
+        self.unused: dict[str, Files] = {}
+        self._proc = Files(proc)
+        self._bounds_at = float("-inf")
+
+    def update(self, live: Mapping[str, Mapping[str, Any]]) -> tuple[list[Member], list[Member]]:
+        """Take part in these calls (state by cgroup path) from now on; returns (new, gone) members.
+
+        Who watches their descriptors closes the files of those gone, and what is then in `unused`.
+        """
+        ids = {key: str(state.get("id")) for key, state in live.items()}
+        gone = [m for key, m in self.members.items() if ids.get(key) != m.id]
+        for member in gone:
+            del self.members[member.files.path]
+        new = []
+        for key, state in live.items():
+            rank = rank_of(state)
+            if key not in self.members and rank is not None:
+                self.members[key] = Member(key, state, rank)
+                new.append(self.members[key])
+        self._follow_chains()
+        self._bounds_at = float("-inf")
+        return new, gone
+
+    def _follow_chains(self) -> None:
+        self._chains = {key: self._ancestors(key) for key in self.members}
+        needed = {path for chain in self._chains.values() for path in chain}
+        self.unused = {path: self._above.pop(path) for path in set(self._above) - needed}
+        for path in needed - set(self._above):
+            self._above[path] = Files(path)
+
+    def _ancestors(self, key: str) -> tuple[str, ...]:
+        """The cgroups above a call, the nearest first, without the root, which has no limit."""
+        found = []
+        at = key.rpartition("/")[0]
+        while at.startswith(self.root + "/"):
+            found.append(at)
+            at = at.rpartition("/")[0]
+        return tuple(found)
+
+    def above(self, key: str) -> Files | None:
+        """The files of a domain that is a cgroup."""
+        return self._above.get(key)
+
+    def read(self, now: float) -> Snapshot:
+        """Everything as it is now."""
+        limits = {
+            path: limit
+            for path, files in self._above.items()
+            if (limit := files.number("memory.max")) is not None
+        }
+        memory = self._meminfo()
+        calls = []
+        for key, member in self.members.items():
+            domains = tuple(path for path in self._chains[key] if path in limits)
+            call = member.read((*domains, HOST))
+            if call is not None:
+                calls.append(call)
+        populated = Counter(domain for call in calls for domain in call.domains)
+        shared = {domain for domain, count in populated.items() if count > 1}
+        free = memory.get(b"SwapFree", 0)
+        domains_ = [self._domain(path, limit, free) for path, limit in limits.items() if path in shared]
+        if HOST in shared and memory:
+            domains_.append(_host(memory))
+        return Snapshot(now, tuple(calls), tuple(domains_), self._bounds(now))
+
+    def peek(self, domain: str) -> int:
+        """What a domain uses, file cache included, by the one cheapest read."""
+        if domain == HOST:
+            memory = self._meminfo()
+            return memory.get(b"MemTotal", 0) - memory.get(b"MemAvailable", 0)
+        files = self._above.get(domain)
+        return (files.number("memory.current") if files else None) or 0
+
+    def _domain(self, path: str, limit: int, swap_free: int) -> Domain:
+        files = self._above[path]
+        usage = files.number("memory.current") or 0
+        if usage > limit * WATCH:  # memory.stat is dear: it adds up all CPUs and all that is below
+            stat = files.pairs("memory.stat")
+            usage = max(0, usage - stat.get(b"inactive_file", 0) - stat.get(b"active_file", 0))
+        swap_max = files.number("memory.swap.max")
+        if swap_max is not None and swap_free:
+            swap_free = min(swap_free, swap_max - (files.number("memory.swap.current") or 0))
+        return Domain(path, limit, usage, max(0, swap_free))
+
+    def _meminfo(self) -> dict[bytes, int]:
+        rows = (line.split() for line in (self._proc.read("meminfo") or b"").splitlines())
+        return {row[0][:-1]: int(row[1]) * 1024 for row in rows if len(row) == 3}
+
+    def _bounds(self, now: float) -> tuple[Bound, ...]:
+        if now - self._bounds_at < _BOUNDS_EVERY_S:
+            return ()
+        self._bounds_at = now
+        parents = {chain[0] for chain in self._chains.values() if chain[0].endswith("/" + layout.CALLS)}
+        found = []
+        for path in sorted(parents):
+            with contextlib.closing(Files(path.rpartition("/")[0])) as container:
+                wanted = _bound(container)
+            now_, used = (
+                self._above[path].number("memory.max"),
+                self._above[path].number("memory.current") or 0,
+            )
+            if wanted is not None and used > wanted * _BOUND_ROOM:
+                wanted = now_  # a limit below what is used would kill at once
+            found.append(Bound(path, now_, wanted))
+        return tuple(found)
+
+    def close(self) -> None:
+        """Let go of everything."""
+        for files in [*self._above.values(), *(m.files for m in self.members.values()), self._proc]:
+            files.close()
+        self._above.clear()
+        self.members.clear()
+
+
+def _host(memory: Mapping[bytes, int]) -> Domain:
+    total = memory.get(b"MemTotal", 0)
+    return Domain(HOST, total, total - memory.get(b"MemAvailable", 0), memory.get(b"SwapFree", 0))
+
+
+def _bound(container: Files) -> int | None:
+    """What all calls of a container together may use, so that its agent always has what is promised to it."""
+    limit = container.number("memory.max")
+    promised = max(container.number(f"{layout.AGENT}/memory.{name}") or 0 for name in ("min", "low"))
+    if limit is None or not 0 < promised <= limit * _RESERVE_MOST:
+        return None
+    return limit - promised

@@ -1,0 +1,51 @@
+"""Time limits of calls: a soft one is noted, a hard one kills the call with all that it started."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+from agentrun import log
+from agentrun.errors import CgroupError
+from agentrun.live import Call, Part
+from agentrun.teller import Teller
+
+if TYPE_CHECKING:
+    from agentrun.daemon import Daemon
+
+
+class Deadlines(Part):
+    """Keeps the time limits of every live call."""
+
+    def __init__(self, daemon: Daemon, teller: Teller) -> None:
+        self.daemon = daemon
+        self.teller = teller
+
+    def began(self, call: Call) -> None:
+        """Set what is left of the call's limits; one that passed while no daemon ran is due at once."""
+        for name, action in (("time_soft", self._soft_limit), ("time_hard", self._hard_limit)):
+            seconds = call.limits.get(name)
+            if isinstance(seconds, (int, float)):
+                due = functools.partial(action, call, seconds)
+                call.timers.append(self.daemon.later(max(0.0, seconds - call.ran()), due))
+
+    def _soft_limit(self, call: Call, seconds: float) -> None:
+        if not call.over:
+            self.daemon.note(call, slow=seconds)
+            self.teller.tell(call, "slow")
+
+    def _hard_limit(self, call: Call, seconds: float) -> None:
+        if call.over or not call.cgroup.is_populated():
+            return
+        self.daemon.note(call, timed_out=seconds)
+        self.teller.tell(call, "timed-out", functools.partial(kill, self.daemon, call))
+
+
+def kill(daemon: Daemon, call: Call) -> None:
+    """Kill the whole tree: cgroup.kill reaches what setsid, a double fork or SIGSTOP would hide."""
+    if call.over:
+        return  # and the slot may be another call's by now
+    try:
+        call.cgroup.write("cgroup.kill", "1")
+    except CgroupError as error:
+        log.warn(daemon.paths, "call not killed", call=call.id, error=str(error))

@@ -1,0 +1,76 @@
+"""Undo what agentrund's controller did to calls: nothing may stay frozen or slowed down when it is gone.
+
+A file under /run says that it holds something. agentrund releases everything when it starts and when it
+stops, `agentrunctl thaw` (ExecStopPost of its unit) after a crash, and any exec that finds it dead.
+"""
+
+from __future__ import annotations
+
+import posix
+
+from agentrun import calls, files
+from agentrun.cgroup import Cgroup
+from agentrun.errors import CgroupError
+
+_PAGE = posix.sysconf("SC_PAGE_SIZE")
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from agentrun.paths import Paths
+
+
+def mark(paths: Paths) -> None:
+    """Say that calls are about to be held. Raises OSError."""
+    flags = posix.O_WRONLY | posix.O_CREAT | posix.O_CLOEXEC | posix.O_NOFOLLOW
+    posix.close(posix.open(paths.holding, flags, 0o600))
+
+
+def unmark(paths: Paths) -> None:
+    """Say that no call is held any more."""
+    try:
+        posix.unlink(paths.holding)
+    except FileNotFoundError:
+        return
+
+
+def is_marked(paths: Paths) -> bool:
+    """Whether calls may be held by an agentrund that lives or died."""
+    return files.exists(paths.holding)
+
+
+def release(call: Cgroup, state: Mapping[str, Any]) -> bool:
+    """Let one call run as planned; whether anything had to be changed. A call that is gone is no error."""
+    planned = (state.get("limits") or {}).get("memory_high")
+    high = "max" if planned is None else str(planned // _PAGE * _PAGE)  # as the kernel shows it
+    changed = False
+    for name, value in (("memory.high", high), ("cgroup.freeze", "0")):
+        now = call.read(name)
+        if now is None or now == value:
+            continue
+        try:
+            call.write(name, value)
+            changed = True
+        except CgroupError:
+            if call.exists():
+                raise
+    return changed
+
+
+def release_all(paths: Paths) -> list[str]:
+    """Release every live call that takes part; returns the ids of those held. Raises AgentrunError."""
+    released = []
+    parents = set()
+    for session in calls.open_all(paths):
+        for slot in session.slots():
+            state = session.read(slot) or {}
+            parents.add(str(state.get("calls")))
+            if state.get("rank") and release(Cgroup(str(state.get("calls"))).child(slot), state):
+                released.append(str(state.get("id")))
+    for parent in map(Cgroup, parents):
+        if parent.number("memory.max") is not None:
+            parent.write("memory.max", "max")  # the agent's reserve, which somebody has to keep up to date
+    unmark(paths)
+    return released

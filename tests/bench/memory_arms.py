@@ -1,0 +1,135 @@
+"""Who survives when calls together need more memory than there is; rewrites the table of its page.
+
+    RUNS=20 python3 tests/bench/memory_arms.py [PACE ...]     # paced, unpaced, burst, late
+
+Compiles the workload here (the guest has no compiler), runs `memory_guest.py` in the test VM, all arms
+interleaved, and keeps every run in `build/memory-PACE.jsonl`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs/enforcement-memory.md"
+VM = ["tests/vm/vm"]
+ARMS = {
+    "paced": ["alone", "max-only", "static-high", "polling", "polling-weights", "controller"],
+    "unpaced": ["alone", "max-only", "polling-weights", "controller"],
+    "burst": ["alone", "max-only", "polling-weights", "controller"],
+    "late": ["late-max-only", "late-controller"],
+}
+HEADER = (
+    "| arm | runs | OOM | HIGH lost | HIGH P50 / P95 / P99 ms | P95 to alone | HIGH done s | LOW done s "
+    "| LOW lost | killed by us | CPU s |\n|---|---|---|---|---|---|---|---|---|---|---|"
+)
+
+
+def compile_hog(folder: Path) -> Path:
+    """The workload, static."""
+    hog = folder / "hog"
+    source = ROOT / "tests/bench/hog.c"
+    subprocess.run(["gcc", "-O2", "-Wall", "-Werror", "-static", "-o", hog, source], check=True)
+    return hog
+
+
+def measure(instance: str, pace: str, runs: int) -> list[dict[str, Any]]:
+    """All runs of one pace, from the guest."""
+    arms = ARMS[pace]
+    guest_pace = "unpaced" if pace == "late" else pace
+    command = ["python3", "tests/bench/memory_guest.py", "/root/hog", str(runs), guest_pace, *arms]
+    done = subprocess.run(
+        [*VM, "run", "--name", instance, "--", *command],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    rows = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    (ROOT / "build").mkdir(exist_ok=True)
+    (ROOT / f"build/memory-{pace}.jsonl").write_text("\n".join(rows) + "\n")
+    return [json.loads(row) for row in rows]
+
+
+def middle(values: list[float], digits: int = 1) -> str:
+    """Median and range."""
+    if not values:
+        return "-"
+    low, high = min(values), max(values)
+    return f"{statistics.median(values):.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """One row an arm."""
+    alone = {r["run"]: r["high"].get("p95") for r in results if r["arm"] == "alone"}
+    arms = list(dict.fromkeys(r["arm"] for r in results))
+    return "\n".join([HEADER, *(row(arm, [r for r in results if r["arm"] == arm], alone) for arm in arms)])
+
+
+def row(arm: str, runs: list[dict[str, Any]], alone: dict[int, float]) -> str:
+    """One arm: medians of the runs with their range, over those in which the call in question lived."""
+    lived = [r for r in runs if r["high"]["status"] == 0]
+    lows = [low for r in runs for low in r["low"]]
+
+    def of_high(name: str) -> list[float]:
+        return [r["high"][name] for r in lived]
+
+    ratios = [r["high"]["p95"] / alone[r["run"]] for r in lived if alone.get(r["run"])]
+    percentiles = (
+        " / ".join(f"{statistics.median(of_high(name)):.1f}" for name in ("p50", "p95", "p99"))
+        if lived
+        else "-"
+    )
+    last = [
+        max(low["done_s"] for low in r["low"])
+        for r in runs
+        if r["low"] and all(low["status"] == 0 for low in r["low"])
+    ]
+    cells = [
+        arm,
+        len(runs),
+        sum(r["oom_kills"] > 0 for r in runs),
+        len(runs) - len(lived),
+        percentiles,
+        middle(ratios, 2),
+        middle(of_high("done_s")),
+        middle(last),
+        f"{sum(low['status'] != 0 for low in lows)} of {len(lows)}",
+        sum(r["adapted"].count("kill") for r in runs),
+        middle([r["helper_cpu_s"] for r in runs if "helper_cpu_s" in r]),
+    ]
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def write_page(pace: str, text: str) -> None:
+    """Put a table between its marks."""
+    begin, end = f"<!-- {pace} -->", f"<!-- end of {pace} -->"
+    before, rest = PAGE.read_text().split(begin)
+    PAGE.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}")
+
+
+def main(show: Callable[[str], None] = print) -> None:
+    """Measure and write."""
+    runs, instance = int(os.environ.get("RUNS", "20")), os.environ.get("INSTANCE", "memory")
+    with tempfile.TemporaryDirectory() as folder:
+        hog = compile_hog(Path(folder))
+        subprocess.run([*VM, "up", "--name", instance], cwd=ROOT, check=True)
+        subprocess.run([*VM, "cp", "--name", instance, hog, ":/root/hog"], cwd=ROOT, check=True)
+    for pace in sys.argv[1:] or list(ARMS):
+        text = table(measure(instance, pace, runs))
+        when = time.strftime("%Y-%m-%d", time.gmtime())
+        write_page(pace, f"{text}\n\n{when}, `RUNS={runs} python3 tests/bench/memory_arms.py {pace}`")
+        show(text)
+
+
+if __name__ == "__main__":
+    main()

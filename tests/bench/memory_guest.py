@@ -1,0 +1,291 @@
+"""Calls that together need more memory than there is, each arm in turn; runs in the test VM, as root.
+
+    python3 tests/bench/memory_guest.py HOG RUNS PACE ARM...
+
+A cgroup of 600 MB holds three containers of one call each: HIGH takes 280 MB, two LOW 265 MB each. Nobody is
+told what they need. One JSON object a run on stdout. See docs/enforcement-memory.md. With RECORD=FILE the
+controller's snapshots of the last run are kept there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from agentrun import calls, fastjson
+from agentrun.paths import Paths
+
+CGROUP = Path("/sys/fs/cgroup")
+PARENT = CGROUP / "agentrun-bench"
+LIMIT_MB, HIGH_MB, LOW_MB = 600, 280, 265
+TIMEOUT_S = 60
+HOLD_MS = 500
+LATE_HOLD_MS = 15_000
+DAEMON = "import sys; sys.path.insert(0, {tree!r}); from agentrun.daemon import main; main()"
+STATIC_HIGH = "150M"
+RANKS = {"high": [300, 100], "low1": [100, 100], "low2": [100, 100]}
+WEIGHTS = {"high": "400", "low1": "25", "low2": "25"}  # as configs/policy/multi-tenant.yaml has them
+PACES = {
+    "paced": (1024, 3000, False),  # KB a chunk, microseconds between two, huge pages and page cache
+    "unpaced": (1024, 0, False),
+    "burst": (4096, 0, True),
+}
+
+
+@dataclass
+class Arm:
+    """What stands between the calls and the kernel's OOM killer."""
+
+    name: str
+    low: bool = True
+    static_high: bool = False
+    helper: str = ""  # polling, controller
+    weights: bool = False
+    late: bool = False  # HIGH comes when LOW has taken all it wants
+
+
+ARMS = {
+    arm.name: arm
+    for arm in (
+        Arm("alone", low=False),
+        Arm("max-only"),
+        Arm("static-high", static_high=True),
+        Arm("polling", helper="polling"),
+        Arm("polling-weights", helper="polling", weights=True),
+        Arm("weights-only", weights=True),
+        Arm("controller", helper="controller", weights=True),
+        Arm("controller-no-weights", helper="controller"),
+        Arm("late-max-only", weights=True, late=True),
+        Arm("late-controller", helper="controller", weights=True, late=True),
+    )
+}
+
+
+def polling_freezer() -> None:
+    """The control to beat: every 5 ms, two watermarks, nothing told."""
+    lows = [PARENT / f"{name}/agentrun-calls/call-0/cgroup.freeze" for name in ("low1", "low2")]
+    high = PARENT / "high/agentrun-calls/call-0/cgroup.events"
+    frozen = False
+    while PARENT.exists():
+        try:
+            lives = "populated 1" in high.read_text()
+            used = int((PARENT / "memory.current").read_text()) / (LIMIT_MB << 20)
+        except OSError:
+            time.sleep(0.005)
+            continue
+        wanted = lives and (used > 0.75 or (frozen and used > 0.6))
+        if wanted != frozen:
+            for low in lows:
+                with contextlib.suppress(OSError):
+                    low.write_text(str(int(wanted)))
+            frozen = wanted
+        time.sleep(0.005)
+
+
+class Scene:
+    """The cgroups and the calls of one run."""
+
+    def __init__(self, hog: str, pace: str, arm: Arm) -> None:
+        self.hog, self.pace, self.arm = hog, PACES[pace], arm
+        self.folder = Path(tempfile.mkdtemp(prefix="agentrun-bench-"))
+        self.paths = Paths(str(self.folder))
+        for name in ("var/log", "var/lib"):
+            (self.folder / name).mkdir(parents=True)
+        self.processes: dict[str, subprocess.Popen[str]] = {}
+        self.began: dict[str, float] = {}
+
+    def make_cgroups(self) -> None:
+        """The parent, and in it a container for each call."""
+        (CGROUP / "cgroup.subtree_control").write_text("+memory +cpu +pids")
+        PARENT.mkdir()
+        for path in (PARENT, *(PARENT / name for name in RANKS)):
+            path.mkdir(exist_ok=True)
+            (path / "cgroup.subtree_control").write_text("+memory +cpu +pids")
+        (PARENT / "memory.max").write_text(f"{LIMIT_MB}M")
+        (PARENT / "memory.swap.max").write_text("0")
+        for name in RANKS:
+            if self.arm.weights:
+                (PARENT / name / "cpu.weight").write_text(WEIGHTS[name])
+            parent = PARENT / name / "agentrun-calls"
+            parent.mkdir()
+            (parent / "cgroup.subtree_control").write_text("+memory +cpu +pids")
+
+    def start(self, name: str, megabytes: int) -> None:
+        """Start one call as the exec path does: its slot, its cgroup, its first process in it."""
+        cgroup = PARENT / name / "agentrun-calls/call-0"
+        path, state = self.take_slot(name, cgroup)
+        cgroup.mkdir()
+        (cgroup / "memory.oom.group").write_text("1")
+        if self.arm.static_high and name != "high":
+            (cgroup / "memory.high").write_text(STATIC_HIGH)
+        chunk_kb, think_us, with_file = self.pace
+        hold_ms = LATE_HOLD_MS if self.arm.late and name != "high" else HOLD_MS
+        numbers = [str(number) for number in (megabytes, chunk_kb, think_us, hold_ms)]
+        command = [self.hog, *numbers, *([str(self.folder / name)] if with_file else [])]
+        script = f'echo $$ >{cgroup}/cgroup.procs; exec "$@"'
+        self.began[name] = time.monotonic()
+        self.processes[name] = subprocess.Popen(
+            ["sh", "-c", script, "sh", *command], stdout=subprocess.PIPE, text=True
+        )
+        while "populated 1" not in (cgroup / "cgroup.events").read_text():
+            time.sleep(0.001)
+        ended = subprocess.Popen(["true"])
+        ended.wait()
+        path.with_name(".owner").write_text(fastjson.dumps({**state, "owner": [ended.pid, 1]}))
+        os.rename(path.with_name(".owner"), path)
+
+    def take_slot(self, name: str, cgroup: Path) -> tuple[Path, dict[str, Any]]:
+        """The call's state, as long as the runtime that starts it (we) lives; returns its file and itself."""
+        session = calls.open_calls(self.paths, str(self.folder / "runc"), name)
+        assert session
+        (self.folder / "runc" / name).mkdir(parents=True)
+        state: dict[str, Any] = {
+            "id": name,
+            "container": name,
+            "calls": str(cgroup.parent),
+            "rank": RANKS[name],
+            "start": time.time(),
+        }
+        slot = session.take_slot(state)
+        session.close()
+        return Path(session.where, slot), state
+
+    def run(self) -> dict[str, Any]:
+        """Start them, wait for them, and tell how each fared."""
+        lows = [name for name in RANKS if name != "high"] if self.arm.low else []
+        if self.arm.late:
+            for name in lows:
+                self.start(name, LOW_MB)
+            used, deadline = 0, time.monotonic() + 30
+            while used < LOW_MB * 2 * 0.98 and time.monotonic() < deadline:
+                used = int((PARENT / "memory.current").read_text()) >> 20
+                time.sleep(0.02)
+        self.start("high", HIGH_MB)
+        if not self.arm.late:
+            for name in lows:
+                self.start(name, LOW_MB)
+        done = {name: self.finish(name) for name in self.processes}
+        events = {
+            name: dict(line.split() for line in (PARENT / name / "memory.events").read_text().splitlines())
+            for name in self.processes
+        }
+        return {
+            "arm": self.arm.name,
+            "high": done["high"],
+            "low": [done[name] for name in lows],
+            "oom_kills": sum(int(e["oom_kill"]) for e in events.values()),
+            "high_oom_kills": int(events["high"]["oom_kill"]),
+            "low_throttled": sum(int(events[name]["high"]) for name in lows),
+        }
+
+    def finish(self, name: str) -> dict[str, Any]:
+        """Wait for one call."""
+        process, left = self.processes[name], self.began["high"] + TIMEOUT_S - time.monotonic()
+        try:
+            out, _ = process.communicate(timeout=max(0.1, left))
+        except subprocess.TimeoutExpired:
+            (PARENT / name / "cgroup.kill").write_text("1")
+            process.communicate()
+            return {"status": "never"}
+        took = round(time.monotonic() - self.began[name], 3)
+        if process.returncode:
+            return {"status": process.returncode, "done_s": took}
+        return {"status": 0, "done_s": took, **json.loads(out)}
+
+    def remove(self) -> None:
+        """Take everything away."""
+        (PARENT / "cgroup.kill").write_text("1")
+        deadline = time.monotonic() + 20
+        while "populated 1" in (PARENT / "cgroup.events").read_text() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        for folder, _, _ in os.walk(PARENT, topdown=False):
+            with contextlib.suppress(FileNotFoundError):
+                os.rmdir(folder)
+        shutil.rmtree(self.folder)
+
+
+@contextlib.contextmanager
+def helper(scene: Scene) -> Iterator[dict[str, float]]:
+    """The arm's process beside the calls, and what CPU it used (seconds), start-up left out."""
+    used: dict[str, float] = {}
+    tree = str(Path(__file__).parents[2])
+    if scene.arm.helper == "polling":
+        command = [sys.executable, __file__, "--poll"]
+    elif scene.arm.helper == "controller" and "RECORD" in os.environ:
+        command = [sys.executable, f"{tree}/tests/bench/recording_daemon.py", os.environ["RECORD"]]
+    elif scene.arm.helper == "controller":
+        command = [sys.executable, "-c", DAEMON.format(tree=tree)]
+    else:
+        yield used
+        return
+    process = subprocess.Popen(command, env={**os.environ, "AGENTRUN_ROOT": str(scene.folder)})
+    deadline = time.monotonic() + 20
+    while scene.arm.helper == "controller" and not calls.is_daemon_alive(scene.paths):
+        assert time.monotonic() < deadline and process.poll() is None, "agentrund does not start"
+        time.sleep(0.01)
+    time.sleep(1)
+    before, began = cpu_of(process.pid), time.monotonic()
+    try:
+        yield used
+    finally:
+        used["helper_cpu_s"] = cpu_of(process.pid) - before
+        used["helper_wall_s"] = round(time.monotonic() - began, 3)
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def cpu_of(pid: int) -> float:
+    """User and system time of a process, seconds."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def one_run(hog: str, pace: str, arm: Arm) -> dict[str, Any]:
+    """One run of one arm."""
+    scene = Scene(hog, pace, arm)
+    scene.make_cgroups()
+    try:
+        with helper(scene) as used:
+            result = scene.run()
+        log = Path(scene.paths.log)
+        result["log"] = log.read_text()[-500:] if log.exists() else ""
+        result["adapted"] = [
+            entry["what"]
+            for line in (
+                Path(scene.paths.records).read_text().splitlines()
+                if Path(scene.paths.records).exists()
+                else []
+            )
+            for entry in json.loads(line).get("adapted") or []
+        ]
+        return {"pace": pace, **result, **used}
+    finally:
+        scene.remove()
+
+
+def main() -> None:
+    """All arms, interleaved, RUNS times."""
+    if sys.argv[1:] == ["--poll"]:
+        polling_freezer()
+        return
+    hog, runs, pace, *names = sys.argv[1:]
+    for number in range(int(runs)):
+        order = names if number % 2 == 0 else names[::-1]
+        for name in order:
+            print(json.dumps({"run": number, **one_run(hog, pace, ARMS[name])}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""When the controller looks, what it remembers, and what it leaves behind; the cgroups are plain files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from agentrun import calls, release
+from agentrun.cgroup import Cgroup
+from agentrun.controller.controller import Controller
+from agentrun.paths import Paths
+
+MIB = 1 << 20
+LIMIT = 600 * MIB
+HIGH, LOW = [300, 100], [100, 100]
+
+
+class Loop:
+    """Time that passes when the test says so; nothing becomes ready by itself."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.live: dict[tuple[str, str], Any] = {}
+        self.planned: list[tuple[float, Callable[[], None]]] = []
+        self.watched: dict[int, Callable[[int], None]] = {}
+
+    def later(self, seconds: float, action: Callable[[], None]) -> None:
+        self.planned.append((self.now + seconds, action))
+
+    def watch(self, fd: int, events: int, handler: Callable[[int], None]) -> None:
+        assert fd not in self.watched
+        self.watched[fd] = handler
+
+    def unwatch(self, fd: int) -> None:
+        del self.watched[fd]
+
+    def run(self, seconds: float) -> None:
+        """Let time pass."""
+        end = self.now + seconds
+        while due := [entry for entry in self.planned if entry[0] <= end]:
+            first = min(due, key=lambda entry: entry[0])
+            self.planned.remove(first)
+            self.now = max(self.now, first[0])
+            first[1]()
+        self.now = end
+
+
+class Host:
+    """A pod of 600 MB with a container for each call, on plain files."""
+
+    def __init__(self, root: Path) -> None:
+        self.paths = Paths(str(root), str(root / "cgroup"))
+        self.pod = root / "cgroup/pod"
+        for folder in ("var/log", "var/lib", "runc"):
+            (root / folder).mkdir(parents=True)
+        self.pod.mkdir(parents=True)
+        self.write(self.pod, {"memory.max": LIMIT, "memory.stat": "inactive_file 0\nactive_file 0"})
+        self.use(0)
+        self.loop = Loop()
+        self.controller = Controller(self.loop, self.paths, clock=lambda: self.loop.now)
+
+    def write(self, folder: Path, content: dict[str, object]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, value in content.items():
+            (folder / name).write_text(f"{value}\n")
+
+    def use(self, mib: int) -> None:
+        self.write(self.pod, {"memory.current": mib * MIB})
+
+    def call(self, name: str, rank: list[int], mib: int = 1, populated: int = 1, call_id: str = "") -> Path:
+        """A call in a container of its own, known to agentrund."""
+        parent = self.pod / name / "agentrun-calls"
+        session = calls.open_calls(self.paths, f"{self.paths.root}/runc", name)
+        assert session
+        state = {"id": call_id or name, "container": name, "calls": str(parent), "rank": rank, "start": 1.0}
+        slot = session.take_slot(state)
+        session.close()
+        self.write(parent, {"memory.max": "max", "memory.current": 0})
+        self.set(parent / slot, mib, populated)
+        self.write(parent / slot, {"cgroup.freeze": 0, "memory.high": "max", "memory.events": "high 0"})
+        live = SimpleNamespace(where=session.where, slot=slot, state=state, cgroup=Cgroup(str(parent / slot)))
+        self.loop.live[session.where, slot] = live
+        self.controller.changed()
+        return parent / slot
+
+    def set(self, call: Path, mib: int, populated: int = 1) -> None:
+        self.write(call, {"memory.current": mib * MIB, "cgroup.events": f"populated {populated}\nfrozen 0"})
+
+    def state(self, name: str) -> dict[str, Any]:
+        path = next(Path(self.paths.run).glob(f"sessions/*/{name}/call-0"))
+        return json.loads(path.read_text())
+
+
+@pytest.fixture
+def host(tmp_path: Path):
+    made = Host(tmp_path)
+    yield made
+    made.controller.close()
+    assert made.loop.watched == {}
+
+
+def freeze_of(call: Path) -> str:
+    return (call / "cgroup.freeze").read_text()[0]
+
+
+def contend(host: Host) -> tuple[Path, Path]:
+    """HIGH grows while little is left: LOW is frozen."""
+    high, low = host.call("high", HIGH), host.call("low", LOW)
+    host.loop.run(0.1)
+    for mib in (100, 150, 200, 230):
+        host.set(high, mib)
+        host.set(low, 230)
+        host.use(mib + 231)
+        host.loop.run(0.3)
+    return high, low
+
+
+def test_one_call_alone_plans_no_look(host):
+    host.call("high", HIGH)
+    host.loop.run(1)
+    assert host.loop.planned == []
+
+
+def test_calls_that_share_a_limit_are_peeked_at_a_few_times_a_second(host):
+    host.call("high", HIGH)
+    host.call("low", LOW)
+    host.loop.run(10)
+    looks = []
+    for _ in range(8):
+        assert len(host.loop.planned) == 1
+        looks.append(host.loop.planned[0][0])
+        host.loop.run(0.25)
+    assert looks[-1] - looks[0] == pytest.approx(7 * 0.25, abs=0.3)
+
+
+def test_low_is_frozen_noted_and_thawed_when_high_is_gone(host):
+    high, low = contend(host)
+    assert (freeze_of(high), freeze_of(low)) == ("0", "1")
+    assert release.is_marked(host.paths)
+    entry = host.state("low")["adapted"][0]
+    assert entry["what"] == "freeze" and "a call of higher priority grows" in entry["why"]
+    assert "adapted" not in host.state("high")
+    host.set(high, 0, populated=0)
+    host.use(231)
+    host.loop.run(1)
+    assert freeze_of(low) == "0"
+    assert [e["what"] for e in host.state("low")["adapted"]] == ["freeze", "thaw"]
+
+
+def test_close_lets_everything_run_as_planned(host):
+    _, low = contend(host)
+    (low / "memory.high").write_text(f"{5 * MIB}\n")
+    host.controller.close()
+    assert freeze_of(low) == "0" and (low / "memory.high").read_text().startswith("max")
+    assert not release.is_marked(host.paths)
+    host.controller.changed()
+    host.loop.run(1)  # and nothing is done any more
+    assert freeze_of(low) == "0"
+
+
+def test_next_call_in_a_slot_inherits_nothing(host):
+    _, low = contend(host)
+    key = next(key for key, call in host.loop.live.items() if call.state["id"] == "low")
+    del host.loop.live[key]
+    session = calls.open_where(host.paths, key[0])
+    assert session
+    session.free_slot("call-0")
+    session.close()
+    again = host.call("low", LOW, mib=1, call_id="again")
+    assert again == low and freeze_of(low) == "0"
+    host.use(232)
+    host.loop.run(0.05)
+    held = host.controller.memory.held[str(again)]
+    assert held.frozen_at is None and held.changed_at == float("-inf")
+
+
+def test_call_whose_process_comes_later_is_not_missed(host):
+    host.call("high", HIGH)
+    low = host.call("low", LOW, populated=0)
+    host.loop.run(2)
+    assert str(low) not in host.controller.memory.held
+    host.set(low, 1)
+    host.loop.run(0.3)
+    assert str(low) in host.controller.memory.held
+
+
+def test_failure_ends_the_adaptation_and_nothing_else(host, monkeypatch):
+    _, low = contend(host)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of ideas")
+
+    monkeypatch.setattr("agentrun.controller.controller.decide", fail)
+    host.controller.changed()
+    host.loop.run(0.1)
+    assert freeze_of(low) == "0"
+    assert "out of ideas" in Path(host.paths.log).read_text()

@@ -266,7 +266,8 @@ for number in range(int(sys.argv[4])):
 def test_no_line_is_lost_while_others_read_and_rename(paths, monkeypatch):
     """Six processes append, two take and rename all the time; again until there were renames enough."""
     monkeypatch.setattr(ingest, "_ROTATE_AT", 1000)
-    each, written, renames = 500, [], set()
+    each, renames = 500, set()
+    written: list[str] = []
     command = [sys.executable, "-I", "-S", "-c", WRITER, TREE, paths.records]
 
     def take(writers: list[subprocess.Popen[bytes]]) -> None:

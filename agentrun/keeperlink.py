@@ -19,7 +19,7 @@ from agentrun.paths import Paths
 _RUN = "import sys; sys.path.insert(0, sys.argv[1]); from agentrun.keeper import main; main(int(sys.argv[2]))"
 _RESTART_S = 0.2
 _REAP_S = 0.02
-_ANSWER_S = 0.05  # a keeper answers in far less; who waits for it goes on after this
+_ANSWER_S = 0.25  # a keeper answers in a hundredth of it; who waits goes on after this
 _BUFFER = 1 << 20
 
 Answer = Callable[[str | None], None]

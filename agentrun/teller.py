@@ -101,7 +101,7 @@ class Teller(Part):
         if told is None or told.has(event):
             then()
         else:
-            self._tell(call, told, event, self._record(call), then)
+            self._tell(call, told, event, records.glance(call.state, call.cgroup), then)
 
     def is_told(self, call: Call, event: str) -> bool:
         """Whether there is nothing to tell of that event any more."""

@@ -127,9 +127,8 @@ class Teller(Part):
             told.waiting -= 1
             note["delivered"], note["why"] = why is None, why
             self.daemon.note(call, feedback=told.notes)
-            then()
 
-        self.link.tell(call.id, text, answered)
+        self.link.tell(call.id, text, then, answered)
 
     def is_done(self, call: Call) -> bool:
         """A call too short to be seen running is told now; answers come soon in any case."""

@@ -23,6 +23,7 @@ from collections.abc import Callable
 
 from agentrun import calls, files, inotify, log, processes, systemd, verdict
 from agentrun.background import Background
+from agentrun.bpf.watch import NetCounts
 from agentrun.cgroup import Cgroup
 from agentrun.controller.controller import Controller
 from agentrun.deadlines import Deadlines
@@ -64,6 +65,7 @@ class Daemon(Loop):
         self._directories: dict[int, str] = {}
         self._pid_files: dict[str, Call] = {}
         self.ingester = Ingester(paths)
+        self._net_counts = NetCounts()
         self.watch(self._inotify.fileno(), select.EPOLLIN, self._read_inotify)
 
     def run(self) -> None:
@@ -270,11 +272,12 @@ class Daemon(Loop):
         if not all(part.is_done(call) for part in self.parts):
             self.later(_STATUS_RETRY_S, lambda: self._check_end(call))
             return
+        network = self._net_counts.note(call.cgroup.path, call.state.get("limits"))
         self._forget(call)
         session = self.open(call.where)
         if session is not None:
             with contextlib.closing(session):
-                session.harvest_slot(call.slot, call.id, **call.unsaved, end=call.ended_at)
+                session.harvest_slot(call.slot, call.id, **call.unsaved, **network, end=call.ended_at)
             self.ingester.soon()
 
     def _forget(self, call: Call) -> None:

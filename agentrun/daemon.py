@@ -354,8 +354,10 @@ def main() -> None:
         sys.exit("agentrund: needs root, like the engines whose calls it watches")
     paths = host_paths()
     try:
-        lock = take_lock(paths)
         daemon = Daemon(paths)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: daemon.stop())  # before the lock tells others that we live
+        lock = take_lock(paths)
         teller = Teller(daemon)
         daemon.parts += (
             teller,
@@ -367,8 +369,6 @@ def main() -> None:
         controller = Controller(daemon, paths)
         daemon.on_change.append(controller.changed)
         teller.start()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: daemon.stop())
         _start_watchdog(daemon)
         try:
             daemon.run()

@@ -52,7 +52,8 @@ vm-test: bpf ## integration tests on real docker, podman, containerd, runc and c
 		"tests/integration/test_engines.py" \
 		"tests/integration/test_policy.py" \
 		"tests/integration/test_controller.py" \
-		"tests/integration/test_edges.py tests/integration/test_daemon.py"
+		"tests/integration/test_edges.py tests/integration/test_daemon.py" \
+		"tests/integration/test_store.py"
 
 bench: $(VENV_STAMP) ## bare runtimes against agentrun; rewrites the table in docs/benchmarks.md
 	$(VENV)/bin/python tests/bench/bench.py

@@ -1,8 +1,9 @@
 """The calls of this host, for programs: evaluation harnesses, dashboards, `agentrunctl` itself.
 
-    from agentrun.client import Client, blame
+    from agentrun.client import Client, Query, blame
 
     client = Client()
+    failed = client.calls(Query(container=container_id, verdict="failed"))
     record = client.wait(exec_id=docker_exec_id, timeout_s=60)
     if blame(record) == "infrastructure":
         retry()
@@ -12,17 +13,23 @@ Records are the plain dictionaries of docs/records.md. All of this needs root, a
 
 from __future__ import annotations
 
+import collections
+import heapq
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from agentrun import calls, fastjson, log
+from agentrun import calls, fastjson, history, store
 from agentrun.cgroup import Cgroup
-from agentrun.errors import AgentrunError, CallNotFoundError
+from agentrun.errors import AgentrunError, CallNotFoundError, StoreError
+from agentrun.history import Row
 from agentrun.paths import Paths, host_paths
+from agentrun.query import Query, matches
 
-VERDICTS = ("ok", "failed", "oom-killed", "timed-out", "killed")
+__all__ = ("VERDICTS", "Client", "Query", "blame")
+
+VERDICTS = ("ok", "failed", "oom-killed", "timed-out", "stalled", "killed")
 _POLL_S = 0.05
 
 
@@ -44,48 +51,45 @@ def blame(record: Mapping[str, Any]) -> str | None:
     return "agent"
 
 
-def select_calls(
-    rows: list[dict[str, Any]],
-    container: str | None = None,
-    tier: str | None = None,
-    verdict: str | None = None,
-    since: float | None = None,
-) -> list[dict[str, Any]]:
-    """The rows that fit all that is given; `since` is in seconds since the epoch."""
-    wanted = {"tier": tier, "verdict": verdict}
-    return [
-        row
-        for row in rows
-        if (container is None or str(row["container"]).startswith(container))
-        and all(value is None or row.get(key) == value for key, value in wanted.items())
-        and (since is None or (row.get("end") or time.time()) >= since)
-    ]
-
-
 class Client:
     """The calls of a host."""
 
     def __init__(self, paths: Paths | None = None) -> None:
         self.paths = paths or host_paths()
+        # Why the store could not be used for the last answer, which then comes from the journal.
+        self.problems: list[str] = []
 
-    def calls(self) -> list[dict[str, Any]]:
-        """Every call that is known, by age; `end` is None for those that run. Raises AgentrunError."""
-        if os.geteuid() != 0:
-            raise AgentrunError("needs root, like the engines whose containers it looks at")
-        if not calls.is_daemon_alive(self.paths):  # it knows better when and how a call ended
-            for session in calls.open_all(self.paths):
-                session.harvest(limit=1 << 16, wait=True)
-                session.forget_if_gone()
-        return sorted(self._records() + self._live(), key=lambda row: str(row["id"]))
+    def calls(self, query: Query | None = None) -> list[dict[str, Any]]:
+        """The calls that are asked for (all without a query), by age; `end` is None for those that run.
+
+        Raises AgentrunError.
+        """
+        return [fastjson.loads(text) for _, _, text in self.rows(query or Query())]
+
+    def rows(self, query: Query) -> Iterator[Row]:
+        """The same one by one, as (seq, id, JSON): for more than fit in memory. Raises AgentrunError."""
+        self._harvest()
+        # First those that run: one that ends meanwhile is then met twice, and not missed.
+        live = [row for row in self._live() if matches(query, row)]
+        running: list[Row] = sorted((None, str(row["id"]), fastjson.dumps(row)) for row in live)
+        self.problems.clear()
+        found = _merge(history.read(self.paths, query, self.problems), running)
+        return found if query.last is None else iter(collections.deque(found, query.last))
+
+    def newest(self) -> int | None:
+        """The `seq` of the call that the store learned of last; None where it cannot be read or is empty."""
+        try:
+            with store.reading(self.paths) as connection:
+                row = connection.execute("SELECT max(seq) FROM calls").fetchone() if connection else (None,)
+        except StoreError as error:
+            self.problems.append(str(error))
+            return None
+        return None if row[0] is None else int(row[0])
 
     def call(self, call_id: str | None = None, *, exec_id: str | None = None) -> dict[str, Any]:
         """The call whose id begins so, or that the engine knows by `exec_id`. Raises CallNotFoundError."""
-        found = [
-            row
-            for row in self.calls()
-            if (call_id is not None and str(row["id"]).startswith(call_id))
-            or (exec_id is not None and row.get("exec_id") == exec_id)
-        ]
+        wanted = Query(id_prefix=call_id, exec_id=exec_id, last=2)
+        found = self.calls(wanted) if call_id or exec_id else []
         if len(found) != 1:
             why = "no such call" if not found else "several begin so"
             raise CallNotFoundError(f"find call {call_id or exec_id!r}: {why}")
@@ -118,22 +122,13 @@ class Client:
                     killed.append(str(state["id"]))
         return killed
 
-    def _records(self) -> list[dict[str, Any]]:
-        """Records of finished calls. A call recorded twice (after a crash) counts once."""
-        found: dict[str, dict[str, Any]] = {}
-        for path in (self.paths.records + ".1", self.paths.records):
-            try:
-                with open(path, encoding="utf-8") as file:
-                    lines = file.readlines()
-            except FileNotFoundError:
-                continue
-            for number, line in enumerate(lines, 1):
-                try:
-                    record = fastjson.loads(line)
-                    found.setdefault(str(record["id"]), record)
-                except (ValueError, KeyError, TypeError):
-                    log.warn(self.paths, "damaged record passed over", path=path, line=number)
-        return list(found.values())
+    def _harvest(self) -> None:
+        if os.geteuid() != 0:
+            raise AgentrunError("needs root, like the engines whose containers it looks at")
+        if not calls.is_daemon_alive(self.paths):  # it knows better when and how a call ended
+            for session in calls.open_all(self.paths):
+                session.harvest(limit=1 << 16, wait=True)
+                session.forget_if_gone()
 
     def _live(self) -> list[dict[str, Any]]:
         """States of calls that have not ended, with what the kernel says of them now."""
@@ -146,3 +141,12 @@ class Client:
                     measured = {"cgroup": cgroup.path, "memory_peak": cgroup.number("memory.peak")}
                     live.append({**state, "slot": slot, **measured, "verdict": None, "end": None})
         return live
+
+
+def _merge(finished: Iterator[Row], running: list[Row]) -> Iterator[Row]:
+    """By id; of a call that ended while we looked, the record."""
+    last_id = None
+    for row in heapq.merge(finished, running, key=lambda row: row[1]):
+        if row[1] != last_id:
+            yield row
+        last_id = row[1]

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
     from agentrun.paths import Paths
 
-FORMAT = 2
+FORMAT = 3
+KEEP_DAYS = 30
+MAX_MB = 256
 _LIMIT = 16 << 20
 
 
@@ -29,10 +31,10 @@ class Config:
 
     `enforcement` is `auto`, `bpf`, `cgroup` or `none`: what may be used beside the plain limits.
     `policy` is a compiled policy (see `policy`), `sources` identifies the files that all this was made from,
-    `problems` says why one of them did not count.
+    `problems` says why one of them did not count. `records` says how long records are kept (`retention`).
     """
 
-    __slots__ = ("backends", "enforcement", "fail_closed", "mode", "policy", "problems", "sources")
+    __slots__ = ("backends", "enforcement", "fail_closed", "mode", "policy", "problems", "records", "sources")
 
     def __init__(
         self,
@@ -43,6 +45,7 @@ class Config:
         sources: list[Any] | None = None,
         problems: list[str] | None = None,
         enforcement: str = "auto",
+        records: dict[str, Any] | None = None,
     ) -> None:
         self.backends = backends
         self.mode = mode
@@ -51,6 +54,7 @@ class Config:
         self.sources = sources
         self.problems = problems or []
         self.enforcement = enforcement
+        self.records = records or {"keep_days": KEEP_DAYS, "max_mb": MAX_MB}
 
     def to_json(self) -> dict[str, Any]:
         """The compiled form; `from_json` is its inverse."""
@@ -63,6 +67,7 @@ class Config:
             "fail_closed": self.fail_closed,
             "enforcement": self.enforcement,
             "policy": self.policy,
+            "records": self.records,
         }
 
 
@@ -84,7 +89,8 @@ def from_json(data: Any) -> Config:
             compiled,
             data["sources"],
             data["problems"],
-            str(data.get("enforcement", "auto")),
+            enforcement=str(data.get("enforcement", "auto")),
+            records={key: data["records"][key] for key in ("keep_days", "max_mb")},
         )
     except (KeyError, TypeError) as error:
         raise ValueError(f"compiled configuration is damaged: {error!r}") from error

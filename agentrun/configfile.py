@@ -25,13 +25,15 @@ ENFORCEMENTS = ("auto", "bpf", "cgroup", "none")
 PIDS_FLOOR = 16
 PIDS_MAX = 4096
 PIDS_LIMIT = 1 << 22  # kernel.pid_max at most
+RECORDS_LIMIT = 1 << 20  # days, or MiB
 # Engines call a runtime with any PATH or none (podman kill/delete), so names are looked up here.
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 BUILTIN_BACKENDS = ("runc", "crun")
 
 _KEYS = {
-    "": ("version", "backends", "mode", "fail", "enforcement", "calls"),
+    "": ("version", "backends", "mode", "fail", "enforcement", "calls", "records"),
     "calls": ("memory_max", "pids_max"),
+    "records": ("keep_days", "max_mb"),
 }
 
 
@@ -163,6 +165,26 @@ def _read_calls(source: _Source) -> dict[str, Any]:
     return policies.builtin(_read_percent(source, "calls.memory_max", table.get("memory_max")), pids)
 
 
+def _read_records(source: _Source) -> dict[str, int | None]:
+    """How long records are kept; None for no limit."""
+    table = source.table.get("records", {})
+    if not isinstance(table, dict):
+        source.wrong("records", table, "expected a table")
+        return {}
+    source.check_keys(table, "records")
+    defaults = {"keep_days": configuration.KEEP_DAYS, "max_mb": configuration.MAX_MB}
+    return {key: _read_limit(source, f"records.{key}", table.get(key, n)) for key, n in defaults.items()}
+
+
+def _read_limit(source: _Source, key: str, value: Any) -> int | None:
+    if value == "none":
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= RECORDS_LIMIT:
+        source.wrong(key, value, f'expected a number from 1 to {RECORDS_LIMIT}, or "none"')
+        return None
+    return value
+
+
 def builtin() -> Config:
     """The configuration of a host without a file."""
     names = [path for name in BUILTIN_BACKENDS if (path := find_backend(name))]
@@ -183,6 +205,7 @@ def compile_file(paths: Paths) -> Config:
         _read_choice(source, "fail", ("open", "closed")) == "closed",
         _read_calls(source),
         enforcement=_read_choice(source, "enforcement", ENFORCEMENTS),
+        records=_read_records(source),
     )
     if source.problems:
         raise ConfigError("\n".join(source.problems))

@@ -6,8 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import click
@@ -17,7 +16,7 @@ from rich.table import Table
 from agentrun import __version__, fastjson
 from agentrun import probe as probes
 from agentrun.bpf.ctl import bpf
-from agentrun.client import VERDICTS, Client, select_calls
+from agentrun.client import VERDICTS, Client, Query
 from agentrun.doctor import Finding, examine
 from agentrun.errors import AgentrunError, CallNotFoundError
 from agentrun.paths import host_paths
@@ -27,6 +26,7 @@ from agentrun.terminal import plain
 from agentrun.units import parse_duration
 
 _FOLLOW_S = 0.5
+_TABLE_ROWS = 100  # a table of more is for programs, which want --json
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -107,48 +107,54 @@ def _seconds(_: click.Context, __: click.Parameter, value: str | None) -> float 
 @click.option(
     "--since", callback=_seconds, metavar="TIME", help="Only calls that ended in the last 10m, 2h, ..."
 )
+@click.option("--command", metavar="NAME", help="Only calls of this program.")
+@click.option("--exec-id", metavar="ID", help="Only the call that the engine knows by this id.")
 @click.option("--json", "as_json", is_flag=True, help="One record a line, oldest first.")
 @click.option("--last", type=click.IntRange(min=1), metavar="N", help="Only the last N.")
 @click.option("--follow", is_flag=True, help="Go on with calls that end from now on, as JSON (until ^C).")
-def list_calls(
-    container: str | None,
-    tier: str | None,
-    verdict: str | None,
-    since: float | None,
-    as_json: bool,
-    last: int | None,
-    follow: bool,
-) -> None:
+def list_calls(as_json: bool, follow: bool, since: float | None, **wanted: Any) -> None:
     """List tool calls: finished ones with what they used, and those that run now."""
-    begin = None if since is None else time.time() - since
-
-    def selected() -> list[dict[str, Any]]:
-        return select_calls(Client().calls(), container, tier, verdict, begin)
-
-    rows = selected()
-    rows = rows[-last:] if last else rows
+    query = Query(since=None if since is None else time.time() - since, **wanted)
+    client = Client()
     if follow:
-        _follow(selected, rows)
+        _follow(client, query)
     elif as_json:
-        for row in rows:
-            click.echo(fastjson.dumps(row))
-    elif rows:
-        Console(width=None if sys.stdout.isatty() else 160).print(_table(rows))
+        for _, _, text in client.rows(query):
+            click.echo(text)
     else:
+        _print_table(client, query)
+    _tell_problems(client)
+
+
+def _tell_problems(client: Client) -> None:
+    """Say on stderr what is wrong with the store: the answer is then from the journal."""
+    for problem in client.problems:
+        click.echo(f"agentrunctl: {problem}", err=True)
+
+
+def _print_table(client: Client, query: Query) -> None:
+    most = query.last or _TABLE_ROWS
+    rows = client.calls(replace(query, last=most + 1))
+    if not rows:
         click.echo("no calls recorded yet")
+        return
+    Console(width=None if sys.stdout.isatty() else 160).print(_table(rows[-most:]))
+    if query.last is None and len(rows) > most:
+        click.echo(f"agentrunctl: the last {most}; --last N shows more, --json all", err=True)
 
 
-def _follow(selected: Callable[[], list[dict[str, Any]]], rows: list[dict[str, Any]]) -> None:
+def _follow(client: Client, query: Query) -> None:
     """Print finished calls as they come, each once."""
     seen: set[str] = set()
     while True:
-        for row in rows:
-            if row["end"] is not None and row["id"] not in seen:
-                seen.add(row["id"])
-                click.echo(fastjson.dumps(row))
+        known = client.newest()  # before we look, so that nothing is missed
+        for _, call_id, text in client.rows(query):
+            if call_id not in seen and fastjson.loads(text)["end"] is not None:
+                seen.add(call_id)
+                click.echo(text)
         sys.stdout.flush()
         time.sleep(_FOLLOW_S)
-        rows = selected()
+        query = replace(query, last=None, after=known)
 
 
 @cli.command()

@@ -22,13 +22,18 @@ import time
 from collections.abc import Callable
 
 from agentrun import calls, files, inotify, log, processes, systemd, verdict
+from agentrun.background import Background
 from agentrun.cgroup import Cgroup
 from agentrun.controller.controller import Controller
 from agentrun.deadlines import Deadlines
 from agentrun.errors import AgentrunError, StateError
+from agentrun.ingester import Ingester
 from agentrun.live import Call, Part
 from agentrun.loop import Loop
+from agentrun.memorywatch import MemoryWatch
 from agentrun.paths import Paths, host_paths
+from agentrun.stalls import Stalls
+from agentrun.teller import Teller
 
 LOCK_FILE = "agentrund.lock"
 _CGROUP_RETRY_S = 0.002  # a slot is there a moment before its cgroup
@@ -58,16 +63,19 @@ class Daemon(Loop):
         self._inotify = inotify.Inotify()
         self._directories: dict[int, str] = {}
         self._pid_files: dict[str, Call] = {}
+        self.ingester = Ingester(paths)
         self.watch(self._inotify.fileno(), select.EPOLLIN, self._read_inotify)
 
     def run(self) -> None:
         """Work until told to stop."""
         self._watch_directory(self.sessions)
         self.later(_SWEEP_S, self._sweep)
+        self.ingester.start()
         systemd.notify("READY=1")
         while self.turn():
             pass
         systemd.notify("STOPPING=1")
+        self.ingester.stop()
 
     # Finding calls.
 
@@ -257,14 +265,16 @@ class Daemon(Loop):
             call.tries += 1
             self.later(_STATUS_RETRY_S, lambda: self._check_end(call))
             return
-        for part in self.parts:
-            part.ending(call)
+        if not all(part.is_done(call) for part in self.parts):
+            self.later(_STATUS_RETRY_S, lambda: self._check_end(call))
+            return
         self.note(call, end=call.ended_at)
         self._forget(call)
         session = self.open(call.where)
         if session is not None:
             with contextlib.closing(session):
                 session.harvest_slot(call.slot)
+            self.ingester.soon()
 
     def _forget(self, call: Call) -> None:
         call.over = True
@@ -282,6 +292,8 @@ class Daemon(Loop):
             self._tell_change()
 
     def note(self, call: Call, **notes: object) -> None:
+        """Add to a call's state, and so to its record, what was learned or done."""
+        call.state = {**call.state, **notes}
         session = self.open(call.where)
         if session is None:
             return
@@ -338,16 +350,25 @@ def main() -> None:
     try:
         lock = take_lock(paths)
         daemon = Daemon(paths)
-        daemon.parts.append(Deadlines(daemon))
+        teller = Teller(daemon)
+        daemon.parts += (
+            teller,
+            Deadlines(daemon, teller),
+            MemoryWatch(daemon, teller),
+            Stalls(daemon, teller),
+            Background(daemon),
+        )
+        controller = Controller(daemon, paths)
+        daemon.on_change.append(controller.changed)
+        teller.start()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: daemon.stop())
         _start_watchdog(daemon)
-        controller = Controller(daemon, paths)
-        daemon.on_change.append(controller.changed)
         try:
             daemon.run()
         finally:
             controller.close()
+            teller.close()
     except AgentrunError as error:
         sys.exit(f"agentrund: {error}")
     os.close(lock)

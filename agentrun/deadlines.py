@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from agentrun import log
 from agentrun.errors import CgroupError
 from agentrun.live import Call, Part
+from agentrun.teller import Teller
 
 if TYPE_CHECKING:
     from agentrun.daemon import Daemon
@@ -16,8 +17,9 @@ if TYPE_CHECKING:
 class Deadlines(Part):
     """Keeps the time limits of every live call."""
 
-    def __init__(self, daemon: Daemon) -> None:
+    def __init__(self, daemon: Daemon, teller: Teller) -> None:
         self.daemon = daemon
+        self.teller = teller
 
     def began(self, call: Call) -> None:
         """Set what is left of the call's limits; one that passed while no daemon ran is due at once."""
@@ -30,16 +32,19 @@ class Deadlines(Part):
     def _soft_limit(self, call: Call, seconds: float) -> None:
         if not call.over:
             self.daemon.note(call, slow=seconds)
+            self.teller.tell(call, "slow")
 
     def _hard_limit(self, call: Call, seconds: float) -> None:
         if call.over or not call.cgroup.is_populated():
             return
         self.daemon.note(call, timed_out=seconds)
-        kill(self.daemon, call)
+        self.teller.tell(call, "timed-out", functools.partial(kill, self.daemon, call))
 
 
 def kill(daemon: Daemon, call: Call) -> None:
     """Kill the whole tree: cgroup.kill reaches what setsid, a double fork or SIGSTOP would hide."""
+    if call.over:
+        return  # and the slot may be another call's by now
     try:
         call.cgroup.write("cgroup.kill", "1")
     except CgroupError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sqlite3
 import subprocess
 import tempfile
 import time
@@ -12,12 +13,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from agentrun import calls, config, inotify, layout
+from agentrun import calls, config, ingest, inotify, layout, retention, store
 from agentrun.bpf import check as bpf_check
+from agentrun.errors import StoreError
 from agentrun.paths import Paths
 
 CRUN_PS_FIXED = (1, 27, 1)  # crun 1492e83c: `ps` lists nested cgroups
 _FREE_LIMIT = 64 << 20
+_BACKLOG_LIMIT = 64 << 20
 _DAY_S = 86400.0
 _DOCKER = Path("/etc/docker/daemon.json")
 _PODMAN = (Path("/etc/containers/containers.conf"), Path("/etc/containers/containers.conf.d"))
@@ -35,7 +38,18 @@ class Finding:
 def examine(paths: Paths) -> list[Finding]:
     """Everything that can be seen from here. A check that itself fails is a problem, not a crash."""
     found: list[Finding] = []
-    for check in (_cgroups, _backends, _configuration, _daemon, _store, _kernel, _bpf, _engines, _log):
+    for check in (
+        _cgroups,
+        _backends,
+        _configuration,
+        _daemon,
+        _directories,
+        _records,
+        _kernel,
+        _bpf,
+        _engines,
+        _log,
+    ):
         try:
             found += check(paths)
         except OSError as error:
@@ -102,12 +116,47 @@ def _daemon(paths: Paths) -> Iterator[Finding]:
         )
 
 
-def _store(paths: Paths) -> Iterator[Finding]:
-    for directory in (paths.run, paths.state):
-        yield _directory(directory)
+def _directories(paths: Paths) -> Iterator[Finding]:
+    yield _directory(paths.run, "calls run without limits and records")
+    yield _directory(paths.state, f"records wait in memory, {paths.spill}")
 
 
-def _directory(path: str) -> Finding:
+def _records(paths: Paths) -> Iterator[Finding]:
+    """The store and the journal: what is wrong, what waits, what was lost."""
+    try:
+        with store.reading(paths) as connection:
+            waiting = ingest.backlog(paths, connection)
+            if connection is None:
+                yield Finding("note", "records", f"no store yet, {waiting} bytes wait in the journal")
+                return
+            yield _state_of_store(connection, waiting)
+            lost = connection.execute(
+                "SELECT value FROM counters WHERE name = ?", (ingest.DAMAGED_LINES,)
+            ).fetchone()
+    except StoreError as error:
+        yield Finding("problem", "records", f"{error}\nthey are kept in the journal and read from there")
+        return
+    if lost:
+        yield Finding("note", "records", f"{lost[0]} damaged lines of the journal were passed over")
+    if os.path.exists(paths.store + ".damaged"):
+        text = f"{paths.store}.damaged was set aside; delete it once you have looked at it"
+        yield Finding("note", "records", text)
+
+
+def _state_of_store(connection: sqlite3.Connection, waiting: int) -> Finding:
+    wrong = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+    if wrong != "ok":
+        return Finding("problem", "records", f"the store is damaged: {wrong}")
+    if waiting > _BACKLOG_LIMIT:
+        text = f"{waiting >> 20} MiB wait in the journal; the oldest are lost beyond some 128 MiB"
+        return Finding("problem", "records", f"{text}\nagentrund and `agentrunctl calls` take them in")
+    count, oldest = connection.execute("SELECT count(*), min(ended) FROM calls").fetchone()
+    since = time.strftime("%Y-%m-%d", time.gmtime(oldest)) if oldest else "-"
+    size = retention.used_bytes(connection) >> 20
+    return Finding("ok", "records", f"{count} since {since}, {size} MiB, {waiting} bytes wait in the journal")
+
+
+def _directory(path: str, otherwise: str) -> Finding:
     what = f"directory {path}"
     if not os.path.isdir(path):
         return Finding("note", what, "not there yet: the first container makes it")
@@ -121,9 +170,7 @@ def _directory(path: str) -> Finding:
             file.write(b"x")
             file.flush()
     except OSError as error:
-        return Finding(
-            "problem", what, f"cannot be written ({error.strerror}): calls run without limits and records"
-        )
+        return Finding("problem", what, f"cannot be written ({error.strerror}): {otherwise}")
     free = os.statvfs(path).f_bavail * os.statvfs(path).f_frsize
     if free < _FREE_LIMIT:
         return Finding("problem", what, f"{free >> 20} MiB left")

@@ -4,6 +4,7 @@
     ├── ConfigError    the operator's configuration
     ├── CallNotFoundError  no call, or several, of that name
     ├── StateError     our own files under /run and /var/lib
+    ├── StoreError     the SQLite store of finished calls
     ├── CgroupError    a cgroup file or directory
     ├── BpfError       a BPF object, program, map, link or pin
     └── HandoffError   no backend to hand off to
@@ -43,6 +44,14 @@ class ConfigError(AgentrunError):
 
 class CallNotFoundError(AgentrunError):
     """No call has this id, or several do."""
+
+
+class StoreError(AgentrunError):
+    """The store of finished calls cannot be used; calls go on, their records wait in the journal."""
+
+    def __init__(self, text: str, *, is_damage: bool = False) -> None:
+        super().__init__(text)
+        self.is_damage = is_damage
 
 
 class HandoffError(AgentrunError):

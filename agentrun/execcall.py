@@ -6,7 +6,7 @@ import errno
 import posix
 import time
 
-from agentrun import calls, files, layout, log, netmark, processdoc, records, session, surroundings
+from agentrun import calls, files, layout, log, netmark, policy, processdoc, records, session, surroundings
 from agentrun.cgroup import Cgroup
 from agentrun.decide import Decision, decide
 from agentrun.errors import CgroupError, StateError, reason
@@ -171,6 +171,9 @@ def _open_call(
         "intent": decision.describe_intent(),
         "limits": plan.limits() if enforced else None,
         "reasons": plan.reasons,
+        "ceilings": plan.ceilings,
+        "tty": process.tty,
+        "care": _care(config, decision),
         "not_enforced": sorted({c for c, _, _ in planned if c not in enabled}),
         "start": time.time(),
     }
@@ -193,6 +196,20 @@ def _open_call(
         live.free_slot(name)
         raise
     return name
+
+
+def _care(config: Config, decision: Decision) -> dict[str, Any]:
+    """What agentrund is to do about the call while it runs and when it has ended."""
+    plan = decision.plan
+    assert plan is not None
+    feedback = policy.feedback_of(decision.mode, decision.session.feedback, plan.feedback)
+    care: dict[str, Any] = {"feedback": feedback}
+    if feedback != "off" and config.policy.get("feedback"):
+        care["templates"] = config.policy["feedback"]
+    if decision.mode == "enforce":
+        care["background"] = plan.background
+        care["stall"] = plan.stall
+    return care
 
 
 def _exec_id(pid_file: str | None) -> str | None:

@@ -41,7 +41,8 @@ class Call:
     @property
     def limits(self) -> dict[str, Any]:
         """The limits that hold; empty in mode observe."""
-        return self.state.get("limits") or {}
+        limits = self.state.get("limits")
+        return limits if isinstance(limits, dict) else {}
 
     def ran(self) -> float:
         """Seconds since it started."""
@@ -63,8 +64,9 @@ class Part:
     def main_ended(self, call: Call) -> None:
         """The call's first process has ended; others of the call may live."""
 
-    def ending(self, call: Call) -> None:
-        """All of it has ended; its record is written next, so this is the last moment to note something."""
+    def is_done(self, call: Call) -> bool:
+        """All of it has ended; whether its record may be written now. Who says no says yes soon."""
+        return True
 
     def ended(self, call: Call) -> None:
         """The call is watched no more."""

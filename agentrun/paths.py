@@ -28,7 +28,9 @@ class Paths:
         "records",
         "root",
         "run",
+        "spill",
         "state",
+        "store",
     )
 
     def __init__(self, root: str = "", cgroup_root: str = "/sys/fs/cgroup") -> None:
@@ -40,6 +42,8 @@ class Paths:
         self.compiled = self.state + "/config.json"
         self.backends = self.state + "/backends"
         self.records = self.state + "/calls.jsonl"
+        self.spill = self.run + "/calls.jsonl"
+        self.store = self.state + "/calls.db"
         self.log = root + "/var/log/agentrun.log"
         self.marker = self.run + "/bypassed"
         self.holding = self.run + "/holding"  # there while agentrund's controller may hold calls back

@@ -43,9 +43,9 @@ class Plan:
     """The decision for one call: sizes in bytes, `cpus` in CPUs, times in seconds, each None for none."""
 
     __slots__ = (
-        "class_name", "cpu_weight", "cpus", "cpuset", "feedback", "io_max", "io_weight", "memory",
-        "memory_adaptive", "memory_high", "memory_low", "memory_min", "net", "pids", "priority", "rank",
-        "reasons", "time_hard", "time_soft",
+        "background", "ceilings", "class_name", "cpu_weight", "cpus", "cpuset", "feedback", "io_max",
+        "io_weight", "memory", "memory_adaptive", "memory_high", "memory_low", "memory_min", "net", "pids",
+        "priority", "rank", "reasons", "stall", "time_hard", "time_soft",
     )  # fmt: skip
 
     def __init__(self, class_name: str = "standard") -> None:
@@ -68,7 +68,11 @@ class Plan:
         # [of its tier, its own] among all calls of the host; None where agentrund is not to adapt it.
         self.rank: list[int] | None = None
         self.feedback = "on"
+        self.background = "demote"
+        self.stall: dict[str, Any] | None = None
         self.reasons: list[str] = []
+        # The most that any intent could have got, None for no bound: what feedback may advise to ask for.
+        self.ceilings: dict[str, float | None] = {}
 
     def files(self) -> list[tuple[str, str, str]]:
         """The cgroup files to write, in order: (controller, file, value)."""
@@ -178,22 +182,30 @@ class _Around:
 
 def _grant(
     clamp: _Clamp, asked: float | None, around: _Around, class_name: str, floor: float
-) -> float | None:
-    """What a call gets: what it asked, else its class's default, inside every ceiling and above the floor."""
+) -> tuple[float | None, float | None]:
+    """What a call gets, and the most it could get.
+
+    It gets what it asked, else its class's default, inside every ceiling and above the floor.
+    """
     if asked is not None:
         clamp.take(float(asked), _asked_name(asked))
     clamp.take(around.amount(around.klass.get("default")), f"by default in class {class_name}")
-    clamp.cut(around.amount(around.klass.get("max")), f"class {class_name}", imposes=True)
-    clamp.cut(around.amount(around.tier.get("max")), "tier", imposes=True)
+    by_class, by_tier = around.amount(around.klass.get("max")), around.amount(around.tier.get("max"))
+    clamp.cut(by_class, f"class {class_name}", imposes=True)
+    clamp.cut(by_tier, "tier", imposes=True)
     clamp.cut(around.session, "session")
     clamp.cut(around.host, "host")
     clamp.raise_to(floor, around.session, around.host)
-    return clamp.value
+    return clamp.value, _least(by_class, by_tier, around.session, around.host)
+
+
+def _least(*ceilings: float | None) -> float | None:
+    return min((ceiling for ceiling in ceilings if ceiling is not None), default=None)
 
 
 def _memory(plan: Plan, around: _Around, asked: float | None) -> None:
     clamp = _Clamp(plan, "memory", show_size)
-    maximum = _grant(clamp, asked, around, plan.class_name, MEMORY_FLOOR)
+    maximum, plan.ceilings["memory"] = _grant(clamp, asked, around, plan.class_name, MEMORY_FLOOR)
     plan.memory = None if maximum is None else int(maximum)
     for name in ("high", "low", "min"):
         part = _Clamp(plan, f"memory.{name}", show_size)
@@ -206,12 +218,14 @@ def _memory(plan: Plan, around: _Around, asked: float | None) -> None:
 
 
 def _cpu(plan: Plan, around: _Around, asked: float | None) -> None:
-    plan.cpus = _grant(_Clamp(plan, "cpu", show_number), asked, around, plan.class_name, CPU_FLOOR)
+    clamp = _Clamp(plan, "cpu", show_number)
+    plan.cpus, plan.ceilings["cpu"] = _grant(clamp, asked, around, plan.class_name, CPU_FLOOR)
     plan.cpuset = around.klass.get("cpus")
 
 
 def _pids(plan: Plan, around: _Around, asked: float | None) -> None:
-    granted = _grant(_Clamp(plan, "pids", show_number), asked, around, plan.class_name, PIDS_FLOOR)
+    clamp = _Clamp(plan, "pids", show_number)
+    granted, plan.ceilings["pids"] = _grant(clamp, asked, around, plan.class_name, PIDS_FLOOR)
     plan.pids = None if granted is None else int(granted)
 
 
@@ -223,9 +237,10 @@ def _time(plan: Plan, klass: Any, tier: Any, intent: Intent) -> None:
     own = klass.get("time", {})
     clamp = _Clamp(plan, "time", _show_time)
     clamp.take(intent.time, "asked by the intent")
-    clamp.cut(own.get("hard"), f"class {plan.class_name}", imposes=True)
-    clamp.cut(tier.get("time", {}).get("hard"), "tier", imposes=True)
-    plan.time_hard = clamp.value
+    by_class, by_tier = own.get("hard"), tier.get("time", {}).get("hard")
+    clamp.cut(by_class, f"class {plan.class_name}", imposes=True)
+    clamp.cut(by_tier, "tier", imposes=True)
+    plan.time_hard, plan.ceilings["time"] = clamp.value, _least(by_class, by_tier)
     soft = own.get("soft")
     if soft is not None:
         plan.time_soft = soft if clamp.value is None else min(soft, clamp.value)
@@ -306,7 +321,10 @@ def make_plan(
     _time(plan, klass, tier, intent)
     _weights(plan, klass, intent)
     _network(plan, klass, intent)
+    plan.ceilings["session_memory"] = session.memory
     plan.feedback = klass.get("feedback", "on")
+    plan.background = klass.get("background", "demote")
+    plan.stall = klass.get("stall")
     if policy.get("adapt", "on") == "on":
         plan.rank = [tier.get("priority", TIER_PRIORITY), PRIORITIES[plan.priority]]
     return plan

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 MODES = ("off", "observe", "enforce")
 ANNOTATION = "agentrun.dev/"
 # What a container's annotations may choose, unless its session says otherwise.
-ANNOTATION_KEYS = ("mode", "tier", "class", "intent")
+ANNOTATION_KEYS = ("mode", "tier", "class", "intent", "feedback")
+FEEDBACK = ("off", "quiet", "on")  # what a call is told, from nothing to everything
 
 
 def builtin(memory_percent: float | None = None, pids_max: int = 4096) -> dict[str, Any]:
@@ -69,11 +70,12 @@ def _annotations_match(wanted: Mapping[str, str], found: Mapping[str, str]) -> b
 
 
 class SessionChoice:
-    """How a container is treated: `mode`, `tier`, `class_name` (None: the policy's own), and `why`."""
+    """How a container is treated. `class_name`, `feedback`: None for what the policy has otherwise."""
 
-    __slots__ = ("annotations", "class_name", "mode", "tier", "why")
+    __slots__ = ("annotations", "class_name", "feedback", "mode", "tier", "why")
 
     def __init__(self, mode: str, why: str) -> None:
+        self.feedback: str | None = None
         self.mode = mode
         self.why = why
         self.tier: str | None = None
@@ -84,6 +86,13 @@ class SessionChoice:
 def weaker_mode(one: str, other: str) -> str:
     """The one that does less."""
     return MODES[min(MODES.index(one), MODES.index(other))]
+
+
+def feedback_of(mode: str, session: str | None, by_class: str) -> str:
+    """What a call is told: the less of what its session and its class say; in observe, only on request."""
+    if mode == "observe" and session is None:
+        return "off"
+    return FEEDBACK[min(FEEDBACK.index(session or "on"), FEEDBACK.index(by_class))]
 
 
 def select_session(policy: Mapping[str, Any], node_mode: str, facts: SessionFacts) -> SessionChoice:
@@ -122,6 +131,8 @@ def _choose(
         weaker_mode(node_mode, mode if mode in MODES else session.get("mode", "enforce")), name
     )
     choice.annotations = given
+    feedback = given.get("feedback")
+    choice.feedback = feedback if feedback in FEEDBACK else session.get("feedback")
     tier, class_name = given.get("tier"), given.get("class")
     choice.tier = tier if tier in policy["tiers"] else session.get("tier")
     choice.class_name = class_name if class_name in policy["classes"] else session.get("class")

@@ -7,7 +7,7 @@ made from them (`agentrunctl policy schema`, `agentrunctl policy reference`).
 from __future__ import annotations
 
 from agentrun.plan import TIER_PRIORITY, WEIGHT_MAX, WEIGHT_MIN
-from agentrun.policy import ANNOTATION_KEYS, MODES
+from agentrun.policy import ANNOTATION_KEYS, FEEDBACK, MODES
 from agentrun.policytypes import Key, Many, MapOf, Table
 from agentrun.policyvalues import (
     Amount,
@@ -19,6 +19,7 @@ from agentrun.policyvalues import (
     Flag,
     Name,
     Network,
+    Percent,
     Template,
     Text,
     User,
@@ -28,7 +29,7 @@ VERSION = 1
 ENGINES = ("docker", "podman", "cri-o", "kubernetes", "containerd", "unknown")
 PLACEHOLDERS = ("name", "class", "limit", "peak", "asked", "level", "seconds", "advice", "session_limit")
 STORED = ("none", "hash", "name", "full")
-FEEDBACK_EVENTS = ("oom-killed", "timed-out", "throttled", "denied", "refused")
+FEEDBACK_EVENTS = ("oom-killed", "timed-out", "slow", "throttled", "stalled", "killed", "denied", "refused")
 
 _WEIGHT = Count(WEIGHT_MIN, WEIGHT_MAX)
 _MEMORY = Amount("memory")
@@ -107,6 +108,17 @@ TIME = Table(
         "hard": Key(Duration(), "After this the call is killed, with all it started.", "none", "30m", "time"),
     }
 )
+STALL = Table(
+    {
+        "share": Key(
+            Percent(), "How much of the time all its processes wait for memory at once.", "80%", "60%"
+        ),
+        "time": Key(Duration(), "Over how long a time.", "30s", "1m", "time"),
+        "action": Key(
+            Choice(("tell", "kill")), "`kill` also ends it, with the verdict `stalled`.", "tell", "kill"
+        ),
+    }
+)
 CLASS = Table(
     {
         "memory": Key(CLASS_MEMORY, "Memory of a call."),
@@ -121,7 +133,15 @@ CLASS = Table(
             "normal",
             "low",
         ),
-        "feedback": Key(Choice(("on", "quiet", "off")), "`quiet` tells only of kills.", "on", "quiet"),
+        "feedback": Key(Choice(FEEDBACK), "`quiet` tells only of kills.", "on", "quiet"),
+        "background": Key(
+            Choice(("keep", "demote", "kill")),
+            "What happens to processes that a call leaves behind when its first process has ended (by "
+            "agentrund): `demote` gives them the least share of CPU and disk.",
+            "demote",
+            "kill",
+        ),
+        "stall": Key(STALL, "A call that only waits for memory (watched by agentrund)."),
         "selectable": Key(Flag(), "Whether an intent may choose this class.", "true", "false"),
         "description": Key(Text(), "For people.", "", "unit and integration tests"),
     }
@@ -197,10 +217,16 @@ SESSION = Table(
         "mode": Key(Choice(MODES), "What happens in the chosen containers.", "enforce", "observe"),
         "tier": Key(Name("tier"), "Their tier.", "none", "low"),
         "class": Key(Name("class"), "Class of calls that no rule matches.", "`default-class`", "standard"),
+        "feedback": Key(
+            Choice(FEEDBACK),
+            "The most that their calls are told, whatever their classes say.",
+            "on; in mode `observe` off",
+            "off",
+        ),
         "annotations": Key(
             Many(Choice(ANNOTATION_KEYS)),
             "Which `agentrun.dev/*` annotations of the container count.",
-            "[mode, tier, class, intent]",
+            "[mode, tier, class, intent, feedback]",
             "[class]",
         ),
     }

@@ -193,6 +193,24 @@ class Amount:
 
 
 @dataclass(frozen=True, slots=True)
+class Percent:
+    """A plain percentage, compiled to its number."""
+
+    label: str = "percentage"
+
+    def read(self, node: yaml.Node, path: str, reading: Reading) -> Any:
+        text = (scalar(node) or "").strip()
+        number = parse_number(text[:-1].strip()) if text.endswith("%") else None
+        if number is None or not 0 < number <= 100:
+            reading.expected(node, path, "a percentage above 0 and up to 100, such as 80%")
+            return None
+        return number
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": "string", "pattern": r"^[0-9.]+ *%$"}
+
+
+@dataclass(frozen=True, slots=True)
 class Duration:
     """A time span, compiled to seconds."""
 

@@ -1,11 +1,14 @@
-"""The record of a finished call: one JSON line in `/var/lib/agentrun/calls.jsonl`."""
+"""The record of a finished call: one JSON line in the journal, `/var/lib/agentrun/calls.jsonl`.
+
+From there it goes into the store (`ingest`), which the exec path never touches.
+"""
 
 from __future__ import annotations
 
 import posix
 import time
 
-from agentrun import fastjson, files, verdict
+from agentrun import fastjson, files, journal, verdict
 from agentrun.cgroup import Cgroup
 from agentrun.errors import StateError
 
@@ -17,14 +20,19 @@ if TYPE_CHECKING:
 
 VERSION = 1
 _PLANNED = (
-    "mode", "policy", "session", "tier", "class", "rank", "rule", "intent", "limits", "reasons",
+    "mode", "policy", "session", "tier", "class", "rank", "rule", "intent", "limits", "ceilings", "reasons",
     "not_enforced",
 )  # fmt: skip
 # What agentrund notes in the state of a call while that runs.
-NOTES = ("exit_code", "signal", "timed_out", "slow", "killed_by", "adapted", "end")
+NOTES = (
+    "exit_code", "signal", "timed_out", "slow", "stalled", "killed_by", "background", "adapted", "feedback",
+    "end",
+)  # fmt: skip
 _WORD_LIMIT = 64
 _COMMAND_LIMIT = 4096  # characters of a whole command
-_SIZE_LIMIT = 64 << 20  # two files of 64 MiB: some 200,000 calls
+# Only where nobody takes them into the store for so long: two files of 64 MiB are some 100,000 calls.
+_SIZE_LIMIT = 64 << 20
+_SPILL_LIMIT = 8 << 20  # of memory: /run is a tmpfs
 
 
 def new_id() -> str:
@@ -128,14 +136,35 @@ def _measure(call: Cgroup) -> dict[str, Any]:
         "cpu_system_us": cpu.get("system_usec"),
         "cpu_throttled_us": cpu.get("throttled_usec"),
         "pids_peak": call.number("pids.peak"),
+        "pressure": {kind: stalled_us(call, kind) for kind in ("memory", "cpu", "io")},
     }
 
 
+def stalled_us(call: Cgroup, kind: str) -> dict[str, int] | None:
+    """Microseconds in which some, and all, of a call's processes waited for `memory`, `cpu` or `io` (PSI).
+
+    None where the kernel does not tell.
+    """
+    lines = [line.split() for line in (call.read(f"{kind}.pressure") or "").splitlines()]
+    totals = {words[0]: int(words[-1].removeprefix("total=")) for words in lines if len(words) == 5}
+    return totals or None
+
+
 def append(paths: Paths, record: dict[str, Any]) -> None:
-    """Append one record. Raises OSError or StateError."""
+    """Append one record to the journal. Raises OSError.
+
+    Where the disk is full, broken or read-only it goes to the one below /run, which is memory.
+    """
+    line = fastjson.dumps(record)
     try:
-        files.rotate(paths.records, _SIZE_LIMIT)
-        files.append_line(paths.records, fastjson.dumps(record))
+        _append_durably(paths, line)
+    except (OSError, StateError):
+        journal.append(paths.spill, line, _SPILL_LIMIT)
+
+
+def _append_durably(paths: Paths, line: str) -> None:
+    try:
+        journal.append(paths.records, line, _SIZE_LIMIT)
     except FileNotFoundError:
         posix.close(files.open_private_directory(paths.state, StateError))
-        files.append_line(paths.records, fastjson.dumps(record))
+        journal.append(paths.records, line, _SIZE_LIMIT)

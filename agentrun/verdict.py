@@ -4,6 +4,7 @@
 |---|---|
 | `oom-killed` | the kernel counted an OOM kill in the call's cgroup; never exit code 137 alone |
 | `timed-out` | agentrund killed the call at its hard time limit |
+| `stalled` | agentrund killed the call because it only waited for memory, and the policy said so |
 | `killed` | the first process ended by a signal that is none of the above; `level` says by whom, if known |
 | `ok`, `failed` | its exit code |
 | None | nobody saw its exit code (no agentrund, or a process shorter than it takes to look) |
@@ -39,6 +40,9 @@ def judge(record: Mapping[str, Any]) -> tuple[str | None, str | None]:
         return "oom-killed", _oom_level(record)
     if record.get("timed_out"):
         return "timed-out", "call"
+    stalled = record.get("stalled") or {}
+    if stalled.get("action") == "kill":
+        return "stalled", "call"
     if record.get("signal") is not None:
         return "killed", record.get("killed_by")
     code = record.get("exit_code")
@@ -56,6 +60,10 @@ def flags(record: Mapping[str, Any]) -> list[str]:
         found.append("memory-throttled")
     if record.get("slow"):
         found.append("slow")
+    if record.get("stalled"):
+        found.append("stalled")
+    if record.get("background"):
+        found.append("background")
     return found
 
 

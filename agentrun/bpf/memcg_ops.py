@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 
 from agentrun.bpf import btf, modules, pins, syscall
-from agentrun.bpf.libbpf import Object
 from agentrun.bpf.types import MemcgPolicy
 from agentrun.errors import BpfError
 from agentrun.paths import Paths
@@ -42,17 +41,9 @@ def module() -> modules.Module:
     return modules.MODULES[f"memcg_ops_v{form}"]
 
 
-def _pin_filled(opened: Object, directory: str) -> None:
-    """Keep the filled map instead of a link: links name a cgroup, and come later."""
-    for each in opened.maps():
-        if each.struct_ops:
-            opened.fill_struct_ops(each)
-            opened.pin_map(each, f"{directory}/map_{each.name}")
-
-
 def load(paths: Paths) -> bool:
     """Load the object for the running kernel; False where it was loaded already. Raises BpfError."""
-    return modules.load(paths, module(), _pin_filled)
+    return modules.load(paths, module())
 
 
 def unload(paths: Paths) -> bool:
@@ -69,7 +60,7 @@ class MemcgOps:
         chosen = module()
         status = modules.status(chosen)
         if status.loaded is None:
-            raise BpfError("use memcg_bpf_ops: not loaded (agentrunctl bpf load memcg_ops)")
+            raise BpfError(f"use memcg_bpf_ops: not loaded (agentrunctl bpf load {chosen.name})")
         self.form = int(chosen.name.removeprefix("memcg_ops_v"))
         self.directory = f"{chosen.directory}/{status.loaded}"
         self._ops = pins.open_map(f"{self.directory}/map_{OPS}", OPS, _STRUCT_OPS_MAP)

@@ -34,13 +34,15 @@ class Module:
 
     `constants` gives bytes to write over .rodata by offset, before the load. `default`: loaded by
     `agentrunctl bpf load` without a name. `optional` names programs that are left out where a kernel does not
-    take them, with what is lost then.
+    take them, with what is lost then. `by_cgroup`: its struct_ops maps are filled and pinned, and attached to
+    cgroups later.
     """
 
     name: str
     what: str
     exclusive: bool = False
     default: bool = True
+    by_cgroup: bool = False
     optional: Mapping[str, str] = field(default_factory=dict)
     constants: Mapping[int, bytes] = field(default_factory=dict)
 
@@ -62,8 +64,8 @@ MODULES = {
                 " no program at security_socket_create), and a server's bytes are not counted"
             },
         ),
-        Module("memcg_ops_v6", "soft memory limits by memcg_bpf_ops (RFC v6)", default=False),
-        Module("memcg_ops_v7", "soft memory limits by memcg_bpf_ops (RFC v7)", default=False),
+        Module("memcg_ops_v6", "soft memory limits by memcg_bpf_ops (RFC v6)", default=False, by_cgroup=True),
+        Module("memcg_ops_v7", "soft memory limits by memcg_bpf_ops (RFC v7)", default=False, by_cgroup=True),
     )
 }
 
@@ -173,7 +175,7 @@ def load(paths: Paths, module: Module, attach: Callable[[Object, str], None] | N
         _prepare(module)
         if module.exclusive or before.current:
             _drop_others(module, None)
-        _load_version(module, before.file, before.hash, attach or _attach_all(paths))
+        _load_version(module, before.file, before.hash, attach or _attach_all(paths, module))
         _drop_others(module, before.hash)
         return True
 
@@ -225,7 +227,7 @@ def _pin_all(opened: Object, directory: str) -> None:
             opened.pin_map(each, f"{directory}/map_{each.name}")
 
 
-def _attach_all(paths: Paths) -> Callable[[Object, str], None]:
+def _attach_all(paths: Paths, module: Module) -> Callable[[Object, str], None]:
     """The usual way: cgroup programs to the cgroup root, the others as their sections say, struct_ops maps.
 
     At the root, because a container's cgroup would have to be attached to before its first process and again
@@ -247,7 +249,10 @@ def _attach_all(paths: Paths) -> Callable[[Object, str], None]:
         finally:
             os.close(root)
         for each in opened.maps():
-            if each.struct_ops:
+            if each.struct_ops and module.by_cgroup:
+                opened.fill_struct_ops(each)
+                opened.pin_map(each, f"{directory}/map_{each.name}")
+            elif each.struct_ops:
                 opened.pin_link(opened.attach_struct_ops(each), f"{directory}/link_{each.name}")
 
     return attach

@@ -11,10 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
+from node import node as node
 
 HERE = Path(__file__).parent
 TREE = HERE.parents[1]
+RECORD = jsonschema.Draft202012Validator(json.loads((TREE / "configs/record.schema.json").read_text()))
 
 
 def require(condition: object, reason: str) -> None:
@@ -93,9 +96,12 @@ class Host:
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def records(self) -> list[dict[str, Any]]:
-        """Records of finished calls."""
+        """Records of finished calls, each as the published schema says."""
         path = self.root / "var/lib/agentrun/calls.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        for record in found[:100]:
+            RECORD.validate(record)
+        return found
 
     def reset(self) -> None:
         """Forget what earlier tests left, and go back to the plain configuration."""

@@ -2,153 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from node import RUN, wait_for
 
-from agentrun import calls, fastjson
-from agentrun.paths import Paths
-
-TREE = Path(__file__).parents[2]
-MOUNTS = (Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup"))
-RUN = f"import sys; sys.path.insert(0, {str(TREE)!r}); from agentrun.daemon import main; main()"
-
-
-def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 10) -> Any:
-    """Wait until a condition holds; gives what it gave."""
-    deadline = time.monotonic() + timeout_s
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"timed out: {what}"
-        time.sleep(0.005)
-    return found
-
-
-def cgroup_mount() -> Path | None:
-    """A cgroup2 mount where this process may make cgroups."""
-    for mount in MOUNTS:
-        if (mount / "cgroup.procs").exists() and os.access(mount, os.W_OK):
-            return mount
-    return None
-
-
-class Node:
-    """A host with one container, whose calls the test starts and agentrund watches."""
-
-    def __init__(self, root: Path, cgroup: Path) -> None:
-        self.root = root
-        self.cgroup = cgroup
-        mount = str(cgroup_mount())
-        self.paths = Paths(str(root), mount)
-        self.environment = {**os.environ, "AGENTRUN_ROOT": str(root), "AGENTRUN_CGROUP_ROOT": mount}
-        self.daemon: subprocess.Popen[bytes] | None = None
-        self.processes: list[subprocess.Popen[bytes]] = []
-        (cgroup / "agentrun-calls").mkdir()
-        for folder in ("var/log", "var/lib", "pids", "runc/c1"):
-            (root / folder).mkdir(parents=True)
-
-    def start(self) -> None:
-        """Start agentrund and wait until it watches."""
-        self.daemon = subprocess.Popen([sys.executable, "-c", RUN], env=self.environment)
-        wait_for(lambda: calls.is_daemon_alive(self.paths), "agentrund to hold its lock")
-
-    def stop(self, number: int = signal.SIGTERM) -> int:
-        """End agentrund; returns its exit status."""
-        assert self.daemon
-        self.daemon.send_signal(number)
-        return self.daemon.wait(timeout=10)
-
-    def call(self, *command: str, pid_file: bool = True, **state: Any) -> str:
-        """Start a call as a runtime does (slot, cgroup, process, pid file, gone); returns its id."""
-        session = calls.open_calls(self.paths, str(self.root / "runc"), "c1")
-        assert session
-        call_id = os.urandom(6).hex()
-        path = str(self.root / f"pids/{call_id}.pid") if pid_file else None
-        slot = session.take_slot({
-            "id": call_id,
-            "container": "c1",
-            "calls": str(self.cgroup / "agentrun-calls"),
-            "start": time.time(),
-            "pid_file": path,
-            **state,
-        })  # fmt: skip
-        cgroup = self.cgroup / "agentrun-calls" / slot
-        cgroup.mkdir()
-        script = f'echo $$ >{cgroup}/cgroup.procs; exec "$@"'
-        process = subprocess.Popen(["sh", "-c", script, "sh", *command], stdin=subprocess.DEVNULL)
-        self.processes.append(process)
-        procs = cgroup / "cgroup.procs"
-        wait_for(lambda: procs.read_text() or process.poll() is not None, "the process to be placed")
-        if path:
-            Path(path + ".tmp").write_text(str(process.pid))
-            os.rename(path + ".tmp", path)
-        self.end_owner(slot)
-        session.close()
-        return call_id
-
-    def end_owner(self, slot: str) -> None:
-        """The runtime is gone: the owner in the slot is a process that ended."""
-        ended = subprocess.Popen(["true"])
-        ended.wait()
-        path = next(self.root.glob(f"run/agentrun/sessions/*/c1/{slot}"))
-        state = fastjson.loads(path.read_bytes())
-        replacement = path.parent / ".test"
-        replacement.write_text(fastjson.dumps({**state, "owner": [ended.pid, 1]}))
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(replacement, path)
-
-    def reap(self) -> None:
-        """Reap what ended, as a shim does."""
-        for process in self.processes:
-            process.poll()
-
-    def records(self) -> list[dict[str, Any]]:
-        """All records."""
-        self.reap()
-        path = Path(self.paths.records)
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-    def record(self, call_id: str) -> dict[str, Any]:
-        """The record of a call, once it is there."""
-        return wait_for(
-            lambda: [r for r in self.records() if r["id"] == call_id], f"the record of {call_id}"
-        )[0]
-
-
-@pytest.fixture
-def node(tmp_path) -> Iterator[Node]:
-    mount = cgroup_mount()
-    if mount is None:
-        reason = "needs root and a cgroup2 mount (a hybrid one will do)"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    cgroup = mount / f"agentrun-daemon-{os.getpid()}"
-    cgroup.mkdir()
-    made = Node(tmp_path, cgroup)
-    try:
-        yield made
-    finally:
-        (cgroup / "cgroup.kill").write_text("1")
-        if made.daemon and made.daemon.poll() is None:
-            made.daemon.kill()
-            made.daemon.wait()
-        for process in made.processes:
-            process.wait(timeout=10)
-        wait_for(lambda: "populated 0" in (cgroup / "cgroup.events").read_text(), "the cgroup to empty")
-        for folder, _, _ in os.walk(cgroup, topdown=False):
-            os.rmdir(folder)
-        shutil.rmtree(tmp_path)
-
+from agentrun import store
+from agentrun.client import Client
+from agentrun.query import Query, select
 
 ENDS = {
     "ok": (["true"], ("ok", 0, None)),
@@ -167,7 +34,7 @@ def test_end_is_seen_and_judged(node, name):
     record = node.record(call_id)
     assert (record["verdict"], record["exit_code"], record["signal"]) == expected
     assert record["end_is"] == "seen" and 0.1 < record["end"] - record["start"] < 2
-    assert not list((node.cgroup / "agentrun-calls").glob("call-*"))
+    wait_for(lambda: not list((node.cgroup / "agentrun-calls").glob("call-*")), "the cgroup to be removed")
 
 
 def test_call_without_a_pid_file_is_judged_too(node):
@@ -282,7 +149,36 @@ def test_idle_daemon_takes_no_cpu(node):
         stat = Path(f"/proc/{node.daemon.pid}/stat").read_text().rpartition(")")[2].split()
         return int(stat[11]) + int(stat[12])
 
-    time.sleep(0.5)
+    time.sleep(2.5)  # it looks at the journal a second after its start
     before = ticks()
     time.sleep(2)
     assert ticks() - before <= 2  # of 200
+
+
+def test_record_reaches_the_store_without_being_asked_for(node):
+    node.start()
+    call_id = node.call("sh", "-c", "exit 3")
+
+    def stored() -> list[str]:
+        with store.reading(node.paths) as connection:
+            return (
+                [json.loads(text)["id"] for _, _, text in select(connection, Query())] if connection else []
+            )
+
+    node.record(call_id)
+    wait_for(lambda: stored() == [call_id], "the record in the store")
+
+
+def test_store_that_cannot_be_made_costs_no_record_and_is_said_once(node):
+    os.makedirs(node.paths.store, 0o700)
+    os.chmod(node.paths.state, 0o700)
+    node.start()
+    for _ in range(2):
+        node.record(node.call("true"))
+        time.sleep(1.2)
+    log = Path(node.paths.log).read_text().splitlines()
+    assert [json.loads(line)["msg"] for line in log] == ["records wait in the journal"]
+    os.rmdir(node.paths.store)
+    node.record(node.call("true"))
+    wait_for(lambda: Path(node.paths.store).exists(), "the store")
+    assert len(Client(node.paths).calls()) == 3

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from agentrun import config
+
 ENGINE_WORDS = (
     "permission denied",
     "no such file or directory",
@@ -172,7 +174,7 @@ def test_corrupt_compiled_configuration_is_made_again(box, content):
     (box.root / "var/lib/agentrun/config.json").write_text(content)
     box.run(*exec_argv(box))
     assert "--cgroup" in box.recording().all("argv")
-    assert json.loads((box.root / "var/lib/agentrun/config.json").read_text())["format"] == 2
+    assert json.loads((box.root / "var/lib/agentrun/config.json").read_text())["format"] == config.FORMAT
 
 
 def test_missing_list_of_backends_is_made_again(box):

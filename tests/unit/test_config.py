@@ -33,7 +33,8 @@ MISTAKES = {
     "": "version = None: expected 1",
     "version = 2": "version = 2: expected 1",
     GOOD + "backend = 1": "unknown key 'backend', did you mean 'backends'?",
-    GOOD + "zzz = 1": "unknown key 'zzz', known keys: version, backends, mode, fail, enforcement, calls",
+    GOOD
+    + "zzz = 1": "unknown key 'zzz', known keys: version, backends, mode, fail, enforcement, calls, records",
     GOOD + "[calls]\npids = 1": "unknown key 'calls.pids', did you mean 'pids_max'?",
     GOOD + 'mode = "on"': "mode = 'on': expected one of enforce, observe, off",
     GOOD + 'fail = "maybe"': "fail = 'maybe': expected one of open, closed",
@@ -44,6 +45,12 @@ MISTAKES = {
     GOOD + "[calls]\nmemory_max = 5": "calls.memory_max = 5: expected a share",
     GOOD + '[calls]\nmemory_max = "150%"': "calls.memory_max = '150%': expected a share",
     GOOD + '[calls]\nmemory_max = "1g"': "calls.memory_max = '1g': expected a share",
+    GOOD + "records = 3": "records = 3: expected a table",
+    GOOD + "[records]\nkeep_day = 1": "unknown key 'records.keep_day', did you mean 'keep_days'?",
+    GOOD + "[records]\nkeep_days = 0": "records.keep_days = 0: expected a number from 1 to 1048576",
+    GOOD
+    + '[records]\nmax_mb = "1g"': "records.max_mb = '1g': expected a number from 1 to 1048576, or \"none\"",
+    GOOD + "[records]\nmax_mb = true": "records.max_mb = True: expected a number",
     "version = 1\nbackends = []": "backends = []: expected a list of names or absolute paths",
     'version = 1\nbackends = "runc"': "backends = 'runc': expected a list",
     'version = 1\nbackends = ["no-such-runtime"]': "backends = ['no-such-runtime']: none is installed",
@@ -74,7 +81,8 @@ def test_published_schema_knows_every_key():
     schema = json.loads((TREE / "configs/config.schema.json").read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
     assert tuple(schema["properties"]) == configfile._KEYS[""]
-    assert tuple(schema["properties"]["calls"]["properties"]) == configfile._KEYS["calls"]
+    for section in ("calls", "records"):
+        assert tuple(schema["properties"][section]["properties"]) == configfile._KEYS[section]
     jsonschema.validate(tomllib.loads((TREE / "configs/config.toml").read_text()), schema)
     for wrong in ({"version": 2}, {"version": 1, "mode": "on"}, {"version": 1, "calls": {"pids_max": 1}}):
         with pytest.raises(jsonschema.ValidationError):
@@ -97,6 +105,13 @@ def test_compiled_form_reads_back(paths):
     assert (loaded.mode, loaded.fail_closed) == ("observe", True)
     standard = loaded.policy["classes"]["standard"]
     assert standard == {"memory": {"max": [50.0, "session"]}, "pids": {"max": 100}}
+
+
+def test_records_are_kept_as_told(paths):
+    write(paths, GOOD)
+    assert config.load(paths).records == {"keep_days": 30, "max_mb": 256}
+    write(paths, GOOD + '[records]\nkeep_days = "none"\nmax_mb = 5\n')
+    assert config.load(paths).records == config.load(paths).records == {"keep_days": None, "max_mb": 5}
 
 
 def test_shell_front_gets_backends_and_fail_policy(paths):

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
+import time
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from agentrun import ctl
-from agentrun.client import Client, blame, select_calls
+from agentrun.client import Client, blame
 from agentrun.errors import CallNotFoundError
+
+NOW = time.time()
 
 
 def record(number: int, **more: object) -> dict[str, object]:
@@ -17,8 +23,8 @@ def record(number: int, **more: object) -> dict[str, object]:
         "id": f"{number:04d}",
         "container": f"c{number}",
         "command": {"name": "pytest", "sha256": "0"},
-        "start": 1.0,
-        "end": 2.0,
+        "start": NOW - 1,
+        "end": NOW,
         "limits": {"memory": 64 << 20},
         "memory_peak": 1 << 20,
         "cpu_usage_us": 1_500_000,
@@ -104,25 +110,65 @@ def test_kill_of_nothing_is_an_error(host):
     assert "no such call is running" in str(CliRunner().invoke(ctl.cli, ["kill", "--all-calls"]).exception)
 
 
-SELECTIONS = [
-    ({"container": "c2"}, ["0002"]),
-    ({"tier": "low"}, ["0001", "0003"]),
-    ({"verdict": "ok"}, ["0001"]),
-    ({"tier": "low", "verdict": "failed"}, ["0003"]),
-    ({"since": 50.0}, ["0003", "0004"]),
-    ({}, ["0001", "0002", "0003", "0004"]),
-]
+def break_store(folder: Path, how: str) -> None:
+    """A store with one record that the journal does not have, made unusable."""
+    path = folder / "calls.db"
+    if how == "damaged":
+        path.write_bytes(b"no database " * 1000)
+    elif how == "newer":
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            connection.execute("PRAGMA user_version = 99")
+    else:
+        path.unlink()
+        path.mkdir()
 
 
-@pytest.mark.parametrize(("wanted", "ids"), SELECTIONS, ids=range(len(SELECTIONS)))
-def test_calls_are_selected(wanted, ids):
-    rows = [
-        record(1, tier="low", verdict="ok"),
-        record(2, tier="high"),
-        record(3, tier="low", verdict="failed", end=60.0),
-        record(4, end=None),
-    ]
-    assert [row["id"] for row in select_calls(rows, **wanted)] == ids
+@pytest.mark.parametrize("how", ["damaged", "newer", "a directory"])
+def test_journal_answers_where_the_store_cannot(host, tmp_path, how):
+    (tmp_path / "var/log").mkdir()
+    host(record(1, verdict="ok"), record(2, verdict="failed"))
+    assert CliRunner().invoke(ctl.cli, ["calls", "--json"]).stderr == ""
+    break_store(tmp_path / "var/lib/agentrun", how)
+    for arguments, ids in (
+        ([], ["0001", "0002"]),
+        (["--verdict", "ok"], ["0001"]),
+        (["--last", "1"], ["0002"]),
+    ):
+        done = CliRunner().invoke(ctl.cli, ["calls", "--json", *arguments])
+        assert [json.loads(line)["id"] for line in done.stdout.splitlines()] == ids
+        assert ("use store" in done.stderr or "make store" in done.stderr) == (how != "damaged")
+    assert (tmp_path / "var/lib/agentrun/calls.db.damaged").exists() == (how == "damaged")
+
+
+def test_damage_that_is_met_while_reading_ends_in_the_journal(host, tmp_path):
+    """Each call once: those that were read already, and the rest from the journal."""
+    (tmp_path / "var/log").mkdir()
+    rows = [record(n) for n in range(3000)]
+    host(*rows)
+    client = Client()
+    assert len(client.calls()) == 3000
+    path = tmp_path / "var/lib/agentrun/calls.db"
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2 // 4096 * 4096
+    data[middle : middle + 40960] = b"\xff" * 40960
+    path.write_bytes(data)
+    assert [row["id"] for row in client.calls()] == [row["id"] for row in rows]
+    assert "malformed" in client.problems[0]
+    assert len(client.calls()) == 3000 and client.problems == []
+
+
+def test_table_shows_the_last_hundred(host):
+    host(*(record(n) for n in range(150)))
+    done = CliRunner().invoke(ctl.cli, ["calls"])
+    assert len(done.stdout.splitlines()) == 101 and "the last 100" in done.stderr
+    assert len(CliRunner().invoke(ctl.cli, ["calls", "--last", "120"]).stdout.splitlines()) == 121
+
+
+def test_command_and_exec_id_choose(host):
+    host(record(1, command={"name": "git"}), record(2, exec_id="e2"))
+    run = CliRunner().invoke
+    assert json.loads(run(ctl.cli, ["calls", "--json", "--command", "git"]).stdout)["id"] == "0001"
+    assert json.loads(run(ctl.cli, ["calls", "--json", "--exec-id", "e2"]).stdout)["id"] == "0002"
 
 
 def test_since_wants_a_unit(host):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
+import sqlite3
+import time
 from pathlib import Path
 
 import pytest
 
-from agentrun import config, doctor
+from agentrun import config, doctor, ingest
 from agentrun.paths import Paths
 
 
@@ -68,6 +72,56 @@ def test_recent_warnings_are_counted(paths):
     )
     level, text = findings(paths, "log")[0]
     assert level == "note" and text.startswith("1 in the last day") and '"new"' in text
+
+
+def write_records(paths: Paths, *ids: str) -> None:
+    with open(paths.records, "a") as file:
+        file.writelines(json.dumps({"id": call_id, "end": time.time()}) + "\n" for call_id in ids)
+
+
+def test_records_are_counted(paths):
+    assert findings(paths, "records") == [("note", "no store yet, 0 bytes wait in the journal")]
+    write_records(paths, "a", "b")
+    ingest.ingest(paths)
+    write_records(paths, "c")
+    ((level, text),) = findings(paths, "records")
+    assert level == "ok" and re.fullmatch(r"2 since 2\d+-.*, 0 MiB, \d\d bytes wait in the journal", text)
+
+
+def test_damaged_line_is_shown(paths):
+    write_records(paths, "a")
+    with open(paths.records, "a") as file:
+        file.write("{\n")
+    ingest.ingest(paths)
+    assert ("note", "1 damaged lines of the journal were passed over") in findings(paths, "records")
+
+
+@pytest.mark.parametrize("damage", [b"no database", b"\0" * 8192])
+def test_damaged_store_is_a_problem_until_it_was_set_aside(paths, damage):
+    write_records(paths, "a")
+    ingest.ingest(paths)
+    Path(paths.store).write_bytes(damage * 100)
+    ((level, text),) = findings(paths, "records")
+    assert level == "problem" and "not a database" in text and "kept in the journal" in text
+    ingest.ingest(paths)
+    assert [level for level, _ in findings(paths, "records")] == ["ok", "note"]
+
+
+def test_damage_inside_the_store_is_found(paths):
+    write_records(paths, *map(str, range(3000)))
+    ingest.ingest(paths)
+    data = bytearray(Path(paths.store).read_bytes())
+    data[-40960:] = b"\xff" * 40960
+    Path(paths.store).write_bytes(data)
+    assert findings(paths, "records")[0][0] == "problem"
+
+
+def test_store_of_a_newer_agentrun_is_a_problem(paths):
+    ingest.ingest(paths)
+    with contextlib.closing(sqlite3.connect(paths.store)) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    ((level, text),) = findings(paths, "records")
+    assert level == "problem" and "made by a newer agentrun" in text
 
 
 def test_json_can_be_read_by_programs(paths, monkeypatch):

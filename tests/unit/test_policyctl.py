@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from agentrun import config, configfile
+from agentrun import configfile
 from agentrun.ctl import cli
 from agentrun.policytest import CaseError, run_file
 
@@ -171,5 +171,4 @@ def config_paths(root: Path):
     """Paths below a directory."""
     from agentrun.paths import Paths
 
-    assert config.FORMAT == 2
     return Paths(str(root))

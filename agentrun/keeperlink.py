@@ -1,0 +1,146 @@
+"""agentrund's side of the keeper: start it, start it again when it dies, and talk to it without waiting."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from agentrun import fastjson, log
+from agentrun.keeper import MESSAGE_LIMIT
+from agentrun.loop import Loop, Timer
+from agentrun.paths import Paths
+
+_RUN = "import sys; sys.path.insert(0, sys.argv[1]); from agentrun.keeper import main; main(int(sys.argv[2]))"
+_RESTART_S = 0.2
+_REAP_S = 0.02
+_ANSWER_S = 0.05  # a keeper answers in far less; who waits for it goes on after this
+_BUFFER = 1 << 20
+
+Answer = Callable[[str | None], None]
+
+
+class KeeperLink:
+    """The keeper, as the rest of agentrund sees it. `restarted` is called when a new one holds nothing."""
+
+    def __init__(self, loop: Loop, paths: Paths, restarted: Callable[[], None]) -> None:
+        self._loop = loop
+        self._paths = paths
+        self._restarted = restarted
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+        self._number = 0
+        self._waiting: dict[int, tuple[Answer, Timer]] = {}
+        self._is_closed = False
+
+    @property
+    def pid(self) -> int | None:
+        """The keeper's process."""
+        return self._process.pid if self._process else None
+
+    def start(self) -> None:
+        """Start the keeper. A host where that fails has no feedback, and its log says so."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            ours.setsockopt(socket.SOL_SOCKET, option, _BUFFER)
+        library = str(Path(__file__).resolve().parents[1])
+        command = [sys.executable, "-I", "-S", "-c", _RUN, library, str(theirs.fileno())]
+        try:
+            self._process = subprocess.Popen(
+                command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+            )
+        except OSError as error:
+            log.warn(self._paths, "keeper not started: no feedback", error=str(error))
+            ours.close()
+            return
+        finally:
+            theirs.close()
+        self._socket = ours
+        self._loop.watch(ours.fileno(), select.EPOLLIN, self._read)
+
+    def close(self) -> None:
+        """End the keeper; what it holds goes with it."""
+        self._is_closed = True
+        self._lost()
+
+    def hold(self, call: str, pidfd: int, *, is_owner: bool) -> None:
+        """Hold the stderr of a process of a call, and let go when the first process has ended."""
+        self._send({"call": call, "do": "hold" if is_owner else "main"}, pidfd)
+
+    def drop(self, call: str) -> None:
+        """Nothing more will be said to a call."""
+        self._send({"call": call, "do": "drop"})
+
+    def tell(self, call: str, text: str, answer: Answer) -> None:
+        """Write a text to a call's stderr; `answer` soon gets None once it is there, else why it is not."""
+        self._number += 1
+        number = self._number
+        late = self._loop.later(_ANSWER_S, lambda: self._answered(number, "the keeper did not answer"))
+        self._waiting[number] = (answer, late)
+        if not self._send({"call": call, "do": "tell", "text": text, "number": number}):
+            self._answered(number, "no keeper")
+
+    def _answered(self, number: int, why: str | None) -> None:
+        answer, timer = self._waiting.pop(number, (None, None))
+        if timer is not None:
+            self._loop.cancel(timer)
+        if answer is not None:
+            answer(why)
+
+    def _send(self, message: dict[str, Any], pidfd: int | None = None) -> bool:
+        if self._socket is None:
+            return False
+        data = fastjson.dumps(message).encode("ascii")
+        try:
+            socket.send_fds(self._socket, [data], [] if pidfd is None else [pidfd])
+        except OSError:  # full, because it is stopped or hangs, or gone
+            self._lost()
+            return False
+        return True
+
+    def _read(self, _: int) -> None:
+        while self._socket is not None:
+            try:
+                data = self._socket.recv(MESSAGE_LIMIT)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self._lost()
+                return
+            answer: dict[str, Any] = fastjson.loads(data)
+            if "told" in answer:
+                self._answered(int(answer["told"]), answer.get("why"))
+
+    def _lost(self) -> None:
+        """The keeper is gone, or has to be: what it held is closed by the kernel."""
+        process, sock = self._process, self._socket
+        self._process = self._socket = None
+        if sock is not None:
+            self._loop.unwatch(sock.fileno())
+            sock.close()
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            self._reap(process)
+        for number in list(self._waiting):
+            self._answered(number, "the keeper was gone")
+        if not self._is_closed:
+            self._loop.later(_RESTART_S, self._start_again)
+
+    def _reap(self, process: subprocess.Popen[bytes]) -> None:
+        if process.poll() is None:
+            self._loop.later(_REAP_S, lambda: self._reap(process))
+
+    def _start_again(self) -> None:
+        if self._is_closed or self._process is not None:
+            return
+        self.start()
+        self._restarted()

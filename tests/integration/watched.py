@@ -1,0 +1,59 @@
+"""Calls of real engines with agentrund at work."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine import IMAGE, Engine, configure
+from runtimes import LOG, RECORDS, run, wait_for
+
+CASES = [("docker", "runc"), ("docker", "crun"), ("podman", "runc"), ("podman", "crun")]
+HOG = ("python3", "-c", "x = bytearray({} << 20)")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def daemon(host) -> Iterator[None]:
+    """agentrund, as systemd starts it."""
+    configure(Path(__file__).parents[2])
+    run("systemctl", "daemon-reload")
+    run("systemctl", "start", "agentrund")
+    yield
+    run("systemctl", "stop", "agentrund")
+    assert not LOG.exists(), LOG.read_text()
+
+
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
+def engine(request) -> Iterator[Engine]:
+    """An engine with a container of 300 MB."""
+    made = Engine(*request.param)
+    made.create("box", made.wrapped, "-m", "300m", IMAGE, "sleep", "1000000")
+    yield made
+    made.rm("box")
+
+
+def raw_records() -> list[dict[str, Any]]:
+    """Records as agentrund wrote them; nothing here harvests."""
+    return [json.loads(line) for line in RECORDS.read_text().splitlines()] if RECORDS.exists() else []
+
+
+def call(engine: Engine, *command: str, intent: str = "") -> tuple[Any, dict[str, Any]]:
+    """Run a call; returns what the engine returned, and the record, which nobody asked for."""
+    container = engine("inspect", "-f", "{{.Id}}", "box").stdout.strip()
+    known = {r["id"] for r in raw_records()}
+    options = ("-e", f"AGENTRUN_INTENT={intent}") if intent else ()
+    done = engine("exec", *options, "box", *command, check=False)
+
+    def fresh() -> list[dict[str, Any]]:
+        return [r for r in raw_records() if r["id"] not in known and r["container"] == container]
+
+    return done, wait_for(fresh, "the record")[0]
+
+
+def start(engine: Engine, *command: str) -> subprocess.Popen[bytes]:
+    """Start a call and leave it running."""
+    return subprocess.Popen([engine.name, "exec", "box", *command], stdin=subprocess.DEVNULL)

@@ -1,0 +1,179 @@
+"""A host for tests of agentrund: real cgroups and processes; only the runtime is played by the test."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from agentrun import calls, fastjson
+from agentrun.container import start_ticks
+from agentrun.paths import Paths
+
+TREE = Path(__file__).parents[2]
+RECORD = jsonschema.Draft202012Validator(json.loads((TREE / "configs/record.schema.json").read_text()))
+MOUNTS = (Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup"))
+RUN = f"import sys; sys.path.insert(0, {str(TREE)!r}); from agentrun.daemon import main; main()"
+
+
+def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 10) -> Any:
+    """Wait until a condition holds; gives what it gave."""
+    deadline = time.monotonic() + timeout_s
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"timed out: {what}"
+        time.sleep(0.005)
+    return found
+
+
+def cgroup_mount() -> Path | None:
+    """A cgroup2 mount where this process may make cgroups."""
+    for mount in MOUNTS:
+        if (mount / "cgroup.procs").exists() and os.access(mount, os.W_OK):
+            return mount
+    return None
+
+
+def take_slot(session: calls.Calls, state: dict[str, Any]) -> str:
+    """What `Calls.take_slot` does, for a runtime that is not this process."""
+    temporary = f".new-{state['id']}"
+    session._write(temporary, fastjson.dumps(state).encode("ascii"))
+    try:
+        return session._link_lowest(temporary)
+    finally:
+        os.unlink(f"{session.where}/{temporary}")
+
+
+def end(runtime: subprocess.Popen[bytes]) -> None:
+    """The runtime is gone."""
+    assert runtime.stdin
+    runtime.stdin.close()
+    runtime.wait(timeout=10)
+
+
+class Node:
+    """A host with one container, whose calls the test starts and agentrund watches."""
+
+    def __init__(self, root: Path, cgroup: Path) -> None:
+        self.root = root
+        self.cgroup = cgroup
+        mount = str(cgroup_mount())
+        self.paths = Paths(str(root), mount)
+        self.environment = {**os.environ, "AGENTRUN_ROOT": str(root), "AGENTRUN_CGROUP_ROOT": mount}
+        self.daemon: subprocess.Popen[bytes] | None = None
+        self.processes: list[subprocess.Popen[bytes]] = []
+        (cgroup / "agentrun-calls").mkdir()
+        for folder in ("var/log", "var/lib", "pids", "runc/c1"):
+            (root / folder).mkdir(parents=True)
+
+    def start(self) -> None:
+        """Start agentrund and wait until it watches."""
+        self.daemon = subprocess.Popen([sys.executable, "-c", RUN], env=self.environment)
+        wait_for(lambda: calls.is_daemon_alive(self.paths), "agentrund to hold its lock")
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """End agentrund; returns its exit status."""
+        assert self.daemon
+        self.daemon.send_signal(number)
+        return self.daemon.wait(timeout=10)
+
+    def runtime(self, stderr: int | None = None) -> subprocess.Popen[bytes]:
+        """A process that plays the runtime of a call: it lives until its stdin is closed."""
+        return subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=stderr)
+
+    def call(
+        self,
+        *command: str,
+        pid_file: bool = True,
+        stderr: int | None = None,
+        runtime: subprocess.Popen[bytes] | None = None,
+        close_fds: bool = True,
+        **state: Any,
+    ) -> str:
+        """Start a call as a runtime does (slot, cgroup, process, pid file, gone); returns its id.
+
+        A `runtime` that is given is used and left alive.
+        """
+        session = calls.open_calls(self.paths, str(self.root / "runc"), "c1")
+        assert session
+        owner = runtime or self.runtime(stderr)
+        call_id = os.urandom(6).hex()
+        path = str(self.root / f"pids/{call_id}.pid") if pid_file else None
+        slot = take_slot(session, {
+            "id": call_id,
+            "owner": [owner.pid, start_ticks(owner.pid)],
+            "container": "c1",
+            "calls": str(self.cgroup / "agentrun-calls"),
+            "start": time.time(),
+            "pid_file": path,
+            **state,
+        })  # fmt: skip
+        session.close()
+        cgroup = self.cgroup / "agentrun-calls" / slot
+        cgroup.mkdir()
+        script = f'echo $$ >{cgroup}/cgroup.procs; exec "$@"'
+        argv = ["sh", "-c", script, "sh", *command]
+        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=stderr, close_fds=close_fds)
+        self.processes.append(process)
+        procs = cgroup / "cgroup.procs"
+        wait_for(lambda: procs.read_text() or process.poll() is not None, "the process to be placed")
+        if path:
+            Path(path + ".tmp").write_text(str(process.pid))
+            os.rename(path + ".tmp", path)
+        if runtime is None:
+            end(owner)
+        return call_id
+
+    def reap(self) -> None:
+        """Reap what ended, as a shim does."""
+        for process in self.processes:
+            process.poll()
+
+    def records(self) -> list[dict[str, Any]]:
+        """All records."""
+        self.reap()
+        path = Path(self.paths.records)
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def record(self, call_id: str) -> dict[str, Any]:
+        """The record of a call, once it is there, as the published schema says."""
+        found = wait_for(
+            lambda: [r for r in self.records() if r["id"] == call_id], f"the record of {call_id}"
+        )[0]
+        RECORD.validate(found)
+        return found
+
+
+@pytest.fixture
+def node(tmp_path) -> Iterator[Node]:
+    mount = cgroup_mount()
+    if mount is None:
+        reason = "needs root and a cgroup2 mount (a hybrid one will do)"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    cgroup = mount / f"agentrun-daemon-{os.getpid()}"
+    cgroup.mkdir()
+    made = Node(tmp_path, cgroup)
+    try:
+        yield made
+    finally:
+        (cgroup / "cgroup.kill").write_text("1")
+        if made.daemon and made.daemon.poll() is None:
+            made.daemon.kill()
+            made.daemon.wait()
+        for process in made.processes:
+            process.wait(timeout=10)
+        wait_for(lambda: "populated 0" in (cgroup / "cgroup.events").read_text(), "the cgroup to empty")
+        for folder, _, _ in os.walk(cgroup, topdown=False):
+            os.rmdir(folder)
+        shutil.rmtree(tmp_path)

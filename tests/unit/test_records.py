@@ -1,0 +1,88 @@
+"""The record as it is published: code, schema and documentation say the same."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from agentrun import records, verdict
+from agentrun.cgroup import Cgroup
+from agentrun.client import VERDICTS
+from agentrun.plan import Plan
+
+TREE = Path(__file__).parents[2]
+SCHEMA = json.loads((TREE / "configs/record.schema.json").read_text())
+VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
+STATE = {"id": "0" * 19, "start": 1.0, "calls": "/sys/fs/cgroup/not-there"}
+
+
+def made(**state: object) -> dict[str, object]:
+    return json.loads(json.dumps(records.make("call-0", {**STATE, **state}, Cgroup("/sys/fs/cgroup/no"))))
+
+
+def documented() -> list[str]:
+    """Names in the first column of the table of fields."""
+    text = (TREE / "docs/records.md").read_text().partition("\n## Fields\n")[2].partition("\n## ")[0]
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    return [name for row in rows for name in re.findall(r"`(\w+)`", row.split(" | ")[0])]
+
+
+def test_schema_is_one_and_describes_every_field():
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    assert all(field["description"].endswith(".") for field in SCHEMA["properties"].values())
+
+
+def test_schema_has_exactly_what_is_recorded():
+    assert sorted(SCHEMA["properties"]) == sorted(made()) == sorted(SCHEMA["required"])
+    VALIDATOR.validate(made())
+
+
+def test_documentation_has_exactly_what_is_recorded():
+    assert sorted(documented()) == sorted(made())
+
+
+def test_schema_knows_every_limit():
+    plan = Plan()
+    for name in Plan.__slots__:
+        setattr(plan, name, getattr(plan, name, None) or 1)
+    assert sorted(SCHEMA["properties"]["limits"]["properties"]) == sorted(plan.limits())
+
+
+def test_schema_knows_every_verdict():
+    assert SCHEMA["properties"]["verdict"]["enum"] == [*VERDICTS, None]
+
+
+@pytest.mark.parametrize("argv", [["git", "status"], ["x" * 9999]], ids=["short", "long"])
+def test_full_record_is_valid(argv):
+    intent = {"raw": "memory=1g", "accepted": {"memory": 1 << 30}, "refused": [("x", "unknown")]}
+    state = {
+        "container": "c1",
+        "backend": "runc",
+        "command": records.describe_command(argv, argv[0], "full"),
+        "mode": "enforce",
+        "tier": "low",
+        "intent": intent,
+        "limits": {"memory": 1 << 30, "cpu": 1.5, "pids": None, "io_max": [("8:0", "rbps=1")]},
+        "reasons": ["memory: 1 GiB asked"],
+        "not_enforced": ["io"],
+        "slow": 1.0,
+        "end": 2.0,
+        "killed_by": "operator",
+        **verdict.describe_status(9),
+    }
+    record = made(**state)
+    VALIDATOR.validate(record)
+    assert (record["verdict"], record["level"]) == ("killed", "operator")
+
+
+WRONG = {"exit_code": "7", "end": None, "verdict": "died", "limits": {"memoy": 1}, "unknown_field": 1}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_schema_refuses_what_is_wrong(name):
+    with pytest.raises(jsonschema.ValidationError):
+        VALIDATOR.validate({**made(), name: WRONG[name]})

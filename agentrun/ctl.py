@@ -63,7 +63,7 @@ _LEVELS = {
 
 def _describe_end(record: dict[str, Any]) -> str:
     if record["end"] is None:
-        return "running"
+        return "running (left in the background)" if record.get("background") else "running"
     verdict, code = record.get("verdict"), record.get("exit_code")
     if not verdict:
         return "ended"

@@ -23,6 +23,7 @@ from collections.abc import Callable
 
 from agentrun import calls, files, inotify, log, processes, systemd, verdict
 from agentrun.background import Background
+from agentrun.bpf.watch import NetCounts
 from agentrun.cgroup import Cgroup
 from agentrun.controller.controller import Controller
 from agentrun.deadlines import Deadlines
@@ -64,6 +65,7 @@ class Daemon(Loop):
         self._directories: dict[int, str] = {}
         self._pid_files: dict[str, Call] = {}
         self.ingester = Ingester(paths)
+        self._net_counts = NetCounts()
         self.watch(self._inotify.fileno(), select.EPOLLIN, self._read_inotify)
 
     def run(self) -> None:
@@ -246,7 +248,7 @@ class Daemon(Loop):
         call.status = inotify.exit_status(call.main_pidfd)
         if call.status is None:
             return False
-        self.note(call, **verdict.describe_status(call.status))
+        call.unsaved |= verdict.describe_status(call.status)
         return True
 
     def _check_end(self, call: Call) -> None:
@@ -255,6 +257,8 @@ class Daemon(Loop):
             return
         if call.cgroup.is_populated():
             self._find_main_process(call)
+            if call.unsaved:
+                self.note(call)
             for part in self.parts:
                 part.populated(call)
             return
@@ -268,12 +272,12 @@ class Daemon(Loop):
         if not all(part.is_done(call) for part in self.parts):
             self.later(_STATUS_RETRY_S, lambda: self._check_end(call))
             return
-        self.note(call, end=call.ended_at)
+        network = self._net_counts.note(call.cgroup.path, call.state.get("limits"))
         self._forget(call)
         session = self.open(call.where)
         if session is not None:
             with contextlib.closing(session):
-                session.harvest_slot(call.slot)
+                session.harvest_slot(call.slot, call.id, **call.unsaved, **network, end=call.ended_at)
             self.ingester.soon()
 
     def _forget(self, call: Call) -> None:
@@ -293,6 +297,8 @@ class Daemon(Loop):
 
     def note(self, call: Call, **notes: object) -> None:
         """Add to a call's state, and so to its record, what was learned or done."""
+        notes = {**call.unsaved, **notes}
+        call.unsaved = {}
         call.state = {**call.state, **notes}
         session = self.open(call.where)
         if session is None:

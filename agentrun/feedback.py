@@ -135,9 +135,17 @@ def _memory_advice(record: Record) -> str:
     )
 
 
+def _dies_whole(record: Record) -> bool:
+    """Whether the kernel kills all of a call at once: where its limits hold, memory.oom.group is set.
+
+    `oom_group_kill` is counted a moment after `oom_kill`, when this may be written already.
+    """
+    is_limited = record.get("limits") is not None and "memory" not in (record.get("not_enforced") or ())
+    return is_limited or _count(record, "oom_group_kill") > 0
+
+
 def _oom_killed(record: Record) -> tuple[list[str], str]:
-    is_group = _count(record, "oom_group_kill") > 0
-    who = "This call was killed, with all its processes" if is_group else "A process of this call was killed"
+    who = "This call was killed, with all its processes" if _dies_whole(record) else "A process was killed"
     limit, peak = (record.get("limits") or {}).get("memory"), record.get("memory_peak")
     used = "" if peak is None else f"; its peak was {show_size(peak)}"
     level = record.get("level")

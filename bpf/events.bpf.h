@@ -6,7 +6,7 @@
 #include "agentrun.h"
 #include "compat.h"
 
-#define AR_WALK 8 /* cgroups between a task and its call that are looked at: nobody nests deeper */
+#define AR_WALK 8 /* cgroups between a task and its call that are looked at: who nests deeper has no events */
 
 /* Pinned by name, so that a new version of a module goes on in the same buffer (a change of size needs a new
  * name: libbpf refuses to reuse a map that differs).
@@ -56,19 +56,29 @@ static __always_inline struct cgroup *parent_of(const struct cgroup *cgrp)
 	return parent ? parent->cgroup : NULL;
 }
 
-/* The call that a cgroup is or is in; NULL for everything else. */
-static __always_inline struct cgroup *call_of(struct cgroup *cgrp)
+/* The call that a cgroup is or is in, looked for `steps` up; NULL for none. `at_root`: all the way was looked. */
+static __always_inline struct cgroup *find_call(struct cgroup *cgrp, int steps, bool *at_root)
 {
-	for (int i = 0; i < AR_WALK; i++) {
+	*at_root = false;
+	for (int i = 0; i < steps; i++) {
 		struct cgroup *parent = parent_of(cgrp);
 
-		if (!parent)
+		if (!parent) {
+			*at_root = true;
 			return NULL;
+		}
 		if (is_calls(parent))
 			return cgrp;
 		cgrp = parent;
 	}
 	return NULL;
+}
+
+static __always_inline struct cgroup *call_of(struct cgroup *cgrp)
+{
+	bool at_root;
+
+	return find_call(cgrp, AR_WALK, &at_root);
 }
 
 /* Tell the reader now. Without FORCE the kernel wakes it only if it has read all before this record, which is not

@@ -28,6 +28,7 @@ const volatile u64 sample_ns = 1000000000ULL; /* one denial of a call in this ti
 #define AF_ALG 38
 #define IP_ANY_LOOPBACK bpf_htonl(0x7f000001)
 #define ENODATA 61
+#define DEEPEST 48 /* cgroups between a task and the root; deeper, a container that can nest could hide from us */
 
 enum verdict { UNKNOWN, NO_CALL, OPEN, PROFILE };
 
@@ -67,7 +68,9 @@ struct destination {
 	u32 protocol;
 };
 
-/* Read the profile of a call into its storage. A damaged one, and no memory for it, deny everything. */
+/* Read the profile of a call into its storage. A damaged one denies everything; so does no memory for it, until
+ * there is some.
+ */
 static __always_inline u32 read_profile(struct cgroup *call)
 {
 	struct ar_net_profile *profile;
@@ -76,7 +79,7 @@ static __always_inline u32 read_profile(struct cgroup *call)
 
 	profile = bpf_cgrp_storage_get(&ar_net_profile, call, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
 	if (!profile || bpf_dynptr_from_mem(profile, sizeof(*profile), 0, &value))
-		return PROFILE;
+		return UNKNOWN;
 	size = bpf_cgroup_read_xattr(call, AR_NET_XATTR, &value);
 	if (size == -ENODATA) {
 		bpf_cgrp_storage_delete(&ar_net_profile, call);
@@ -91,11 +94,13 @@ static __always_inline u32 read_profile(struct cgroup *call)
 
 static __always_inline void look(struct cgroup *cgrp, struct seen *seen)
 {
-	struct cgroup *found = call_of(cgrp), *call;
+	bool at_root;
+	struct cgroup *found = find_call(cgrp, DEEPEST, &at_root), *call;
 	u32 verdict;
 
 	if (!found) {
-		seen->verdict = NO_CALL;
+		/* Level 0 is the root, which has no profile: whoever hides that deep sends nothing. */
+		seen->verdict = at_root ? NO_CALL : PROFILE;
 		return;
 	}
 	seen->level = found->level;
@@ -117,6 +122,13 @@ static __always_inline struct seen *current_seen(struct cgroup *cgrp)
 	if (seen && seen->verdict == UNKNOWN)
 		look(cgrp, seen);
 	return seen;
+}
+
+static __always_inline bool is_in_call(struct cgroup *cgrp)
+{
+	bool at_root;
+
+	return find_call(cgrp, DEEPEST, &at_root) || !at_root;
 }
 
 static __always_inline struct ar_net_count *counts_of(u64 call)
@@ -211,7 +223,7 @@ static __always_inline int check(const struct destination *to, u32 by)
 	struct seen *seen = current_seen(cgrp);
 
 	if (!seen) /* no memory: a call is denied, all others are none of our business */
-		return !call_of(cgrp);
+		return !is_in_call(cgrp);
 	if (seen->verdict == NO_CALL)
 		return 1;
 	if (seen->verdict == OPEN || (seen->verdict == PROFILE && profile_allows(cgrp, seen, to))) {
@@ -300,7 +312,7 @@ int BPF_PROG(net_socket, int family, int type, int protocol, int kern, int ret)
 	cgrp = bpf_get_current_task_btf()->cgroups->dfl_cgrp;
 	seen = current_seen(cgrp);
 	if (!seen)
-		return is_guarded(family, type, protocol) || !call_of(cgrp) ? 0 : -EPERM;
+		return is_guarded(family, type, protocol) || !is_in_call(cgrp) ? 0 : -EPERM;
 	if (seen->verdict == NO_CALL)
 		return 0;
 	if (seen->verdict == OPEN || is_guarded(family, type, protocol)) {

@@ -124,11 +124,16 @@ def _versions(module: Module) -> list[str]:
     return sorted(names, key=lambda name: os.stat(f"{module.directory}/{name}").st_mtime_ns)
 
 
+def loaded_version(module: Module) -> str | None:
+    """The version in force; None where none is."""
+    versions = _versions(module)
+    return versions[-1] if versions else None
+
+
 def status(module: Module) -> Status:
     """Look, change nothing. Raises BpfError where pins cannot be read."""
     file = object_path(module.name)
-    versions = _versions(module)
-    loaded = versions[-1] if versions else None
+    loaded = loaded_version(module)
     where = f"{module.directory}/{loaded}"
     return Status(
         module,

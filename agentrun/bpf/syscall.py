@@ -14,7 +14,7 @@ from agentrun.errors import BpfError
 # include/uapi/linux/bpf.h, enum bpf_cmd
 _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _MAP_NEXT_KEY = 1, 2, 3, 4
 _OBJ_PIN, _OBJ_GET, _INFO_BY_FD = 6, 7, 15
-_LINK_CREATE, _LINK_DETACH = 28, 34
+_LINK_CREATE, _LINK_BY_ID, _LINK_DETACH = 28, 30, 34
 _ATTACH_STRUCT_OPS = 44  # enum bpf_attach_type
 _NUMBERS = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "s390x": 351, "ppc64le": 361}
 
@@ -97,6 +97,11 @@ def link_create(program: int, target: int, attach_type: int) -> int:
     """Attach a program to a cgroup (or another target by descriptor); returns the link's descriptor."""
     attributes = struct.pack("=IIII", program, target, attach_type, 0) + bytes(32)
     return _bpf(_LINK_CREATE, attributes, "create link")
+
+
+def link_by_id(number: int) -> int:
+    """Open a link by its id, pinned or not; returns a descriptor. Needs CAP_SYS_ADMIN."""
+    return _bpf(_LINK_BY_ID, struct.pack("=III", number, 0, 0), f"open link {number}")
 
 
 def link_struct_ops(ops: int, *, target_fd: int = 0, relative_fd: int = 0, flags: int = 0) -> int:

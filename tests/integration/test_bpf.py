@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from runtimes import PATH, Bundle, records, require, run, started
 
-from agentrun.bpf import modules, pins, ringbuf, types
+from agentrun.bpf import modules, pins, ringbuf, syscall, types
 from agentrun.errors import BpfError
 from agentrun.netprofile import BUILTIN, compile_profile
 from agentrun.paths import Paths
@@ -171,6 +171,15 @@ def test_children_new_sessions_and_nested_cgroups_stay_under_the_profile():
         assert call.probe(f"tcp:{OUTSIDE}", cgroup=nested) == {f"tcp:{OUTSIDE}": "EPERM"}
 
 
+def test_nesting_cgroups_deeper_than_we_look_hides_nobody():
+    with made_call() as call:
+        nested = call.cgroup.joinpath(*(["n"] * 60))
+        nested.mkdir(parents=True)
+        assert call.probe(f"tcp:{OUTSIDE}", cgroup=nested) == {f"tcp:{OUTSIDE}": "EPERM"}
+        allowed = call.cgroup.joinpath(*(["n"] * 20))
+        assert call.probe(f"tcp:{OUTSIDE}", cgroup=allowed) == {f"tcp:{OUTSIDE}": "ok"}
+
+
 def test_a_damaged_profile_denies():
     with made_call() as call:
         os.setxattr(call.cgroup, types.NET_XATTR, b"\xff")
@@ -201,6 +210,26 @@ def test_denials_are_told_once_and_then_counted():
         assert call.counts().denied == 60
         assert 1 <= len(told) <= 10
         assert (told[0].address, told[0].port) == ("192.0.2.1", 443)
+
+
+def test_without_privileges_nobody_takes_a_profile_or_a_program_off():
+    loaded = modules.loaded_version(modules.MODULES["net"])
+    link = pins.links(f"{pins.ROOT}/net/{loaded}")[0]
+    code = (
+        f"import os, sys; sys.path.insert(0, {str(Path(modules.__file__).parents[2])!r})\n"
+        "from agentrun.bpf import syscall; from agentrun.errors import BpfError\n"
+        "cgroup, link = sys.argv[1:]; os.setgroups([])\n"
+        "os.setresgid(*[65534] * 3); os.setresuid(*[65534] * 3)\n"
+        f"for change in (lambda: os.removexattr(cgroup, {types.NET_XATTR!r}),\n"
+        f"               lambda: os.setxattr(cgroup, {types.NET_XATTR!r}, b''),\n"
+        "               lambda: syscall.link_by_id(int(link)), lambda: os.listdir('/sys/fs/bpf/agentrun')):\n"
+        "    try: change()\n"
+        "    except (PermissionError, BpfError) as error: print(type(error.__cause__ or error).__name__)\n"
+    )
+    with made_call(BUILTIN["none"]) as call:
+        done = run(sys.executable, "-c", code, call.cgroup, str(link.info.id))
+        assert done.stdout.split() == ["PermissionError"] * 4
+        assert call.probe(f"tcp:{OUTSIDE}") == {f"tcp:{OUTSIDE}": "EPERM"}
 
 
 # Events.
@@ -252,6 +281,20 @@ def test_loading_again_changes_nothing_and_cycles_leave_nothing():
         assert modules.load(_PATHS, module)
     assert modules.status(module).in_force
     assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def test_a_link_that_was_detached_is_seen_and_mended():
+    module = modules.MODULES["net"]
+    fd = syscall.obj_get(f"{module.directory}/{modules.loaded_version(module)}/link_net_connect4")
+    syscall.link_detach(fd)
+    os.close(fd)
+    status = modules.status(module)
+    assert status.dead == ["net_connect4"] and not status.in_force
+    with made_call(BUILTIN["none"]) as call:
+        assert call.probe(f"tcp:{OUTSIDE}") == {f"tcp:{OUTSIDE}": "ok"}
+        assert modules.load(_PATHS, module) is True
+        assert modules.status(module).in_force
+        assert call.probe(f"tcp:{OUTSIDE}") == {f"tcp:{OUTSIDE}": "EPERM"}
 
 
 def test_an_upgrade_replaces_the_version_without_a_gap(tmp_path, monkeypatch):
@@ -308,6 +351,28 @@ def test_a_map_of_another_name_under_our_pin_is_refused():
     finally:
         os.unlink(f"{pins.SHARED}/ar_ring")
         os.rename(f"{pins.SHARED}/kept", f"{pins.SHARED}/ar_ring")
+
+
+# What people type.
+
+
+def test_status_load_and_unload_say_what_is_there():
+    shown = json.loads(run("agentrunctl", "bpf", "status", "--json").stdout)
+    assert {m["module"]: m["in_force"] for m in shown["modules"]} == {"events": True, "net": True}
+    assert run("agentrunctl", "bpf", "unload", "net").stdout == "net: unloaded\n"
+    assert run("agentrunctl", "bpf", "load", "net").stdout.startswith("net: loaded\n")
+    unknown = run("agentrunctl", "bpf", "load", "nets", check=False)
+    assert (unknown.returncode, unknown.stderr) == (
+        1, "agentrunctl: no module 'nets', known: events, net\n")  # fmt: skip
+
+
+def test_doctor_proves_every_limit_and_leaves_nothing():
+    findings = json.loads(run("agentrunctl", "doctor", "--probe", "--json", check=False).stdout)
+    probes = {f["what"]: (f["level"], f["text"]) for f in findings if f["what"].startswith("probe")}
+    assert {what: level for what, (level, _) in probes.items()} == dict.fromkeys(
+        ("probe: memory", "probe: CPU", "probe: kill", "probe: network"), "ok"
+    ), probes
+    assert not list(Path(_PATHS.cgroup_root).rglob("agentrun-probe-*"))
 
 
 # Through a runtime.

@@ -1,0 +1,72 @@
+"""What agentrund takes from the BPF programs: counters of a call's network, and events as they happen.
+
+Both are there only while the modules are loaded, come back when they are loaded later, and nothing depends on
+them: without them a record has no `network`, and ends are seen as before, by `cgroup.events`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from typing import Any
+
+from agentrun.bpf import modules, pins, ringbuf, syscall, types
+from agentrun.errors import BpfError
+
+_COUNTS = "ar_net_counts"
+
+
+class NetCounts:
+    """The counters of calls, by the path of a call's cgroup. The map is opened again after an upgrade."""
+
+    def __init__(self) -> None:
+        self._version: str | None = None
+        self._map: syscall.Map | None = None
+
+    def _open(self) -> syscall.Map | None:
+        module = modules.MODULES["net"]
+        version = modules.loaded_version(module)
+        if version != self._version:
+            self.close()
+            if version is not None:
+                self._map = pins.open_map(f"{module.directory}/{version}/map_{_COUNTS}", _COUNTS)
+            self._version = version
+        return self._map
+
+    def read(self, cgroup: str) -> dict[str, int] | None:
+        """`denied`, `tx_bytes`, `rx_bytes` of a call whose cgroup is still there; None where nobody counts.
+
+        Zeros mean that it made no internet socket. Bytes include the heads of IP and transport. Of a call
+        that nested cgroups of its own, only what was sent and received outside of them is counted.
+        """
+        try:
+            counts = self._open()
+            if counts is None:
+                return None
+            data = counts.lookup(os.stat(cgroup).st_ino.to_bytes(8, sys.byteorder))
+        except (OSError, BpfError):
+            return None
+        found = types.NetCount.from_buffer_copy(data or bytes(ctypes.sizeof(types.NetCount)))
+        return {"denied": found.denied, "tx_bytes": found.tx_bytes, "rx_bytes": found.rx_bytes}
+
+    def note(self, cgroup: str, limits: dict[str, Any] | None) -> dict[str, Any]:
+        """What to note in the state of a call that has ended: `network`, or nothing."""
+        counts = self.read(cgroup)
+        if counts is None:
+            return {}
+        return {"network": {"profile": (limits or {}).get("net") or "default", **counts}}
+
+    def close(self) -> None:
+        """Let go of the map."""
+        if self._map is not None:
+            self._map.close()
+        self._map, self._version = None, None
+
+
+def open_events() -> ringbuf.Ring | None:
+    """The events as something with `fileno()` and `read()`; None where they are not loaded or not ours."""
+    try:
+        return ringbuf.open_ring() if ringbuf.is_loaded() else None
+    except (OSError, BpfError):
+        return None

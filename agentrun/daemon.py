@@ -356,6 +356,8 @@ def main() -> None:
     try:
         lock = take_lock(paths)
         daemon = Daemon(paths)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: daemon.stop())
         teller = Teller(daemon)
         daemon.parts += (
             teller,
@@ -367,8 +369,6 @@ def main() -> None:
         controller = Controller(daemon, paths)
         daemon.on_change.append(controller.changed)
         teller.start()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: daemon.stop())
         _start_watchdog(daemon)
         try:
             daemon.run()

@@ -27,16 +27,19 @@ render() {
 	mv -f "$2.new" "$2"
 }
 
-install -d -m 0755 "$bin" "$lib/agentrun"
-for module in agentrun/*.py; do
-	place "$module" "$lib/$module" 0644
-done
-for installed in "$lib"/agentrun/*.py; do
-	[ -e "agentrun/${installed##*/}" ] || rm -f "$installed"
+install -d -m 0755 "$bin" "$lib"
+for package in agentrun agentrun/replay; do
+	install -d -m 0755 "$lib/$package"
+	for module in "$package"/*.py; do
+		place "$module" "$lib/$module" 0644
+	done
+	for installed in "$lib/$package"/*.py; do
+		[ -e "$package/${installed##*/}" ] || rm -f "$installed"
+	done
+	rm -rf "$lib/$package/__pycache__"
 done
 place agentrun/front/oci.py "$lib/oci.py" 0644
 # unchecked-hash: the hot path then never looks at the sources (one stat less for each module).
-rm -rf "$lib/agentrun/__pycache__"
 "$python" -I -S -m compileall -q -o 2 --invalidation-mode unchecked-hash -s "$lib" -p "$LIBEXECDIR" "$lib/agentrun"
 "$python" -I -S agentrun/front/bundle.py "$lib/agentrun" "$lib/hotpath.bin.new"
 chmod 0644 "$lib/hotpath.bin.new"

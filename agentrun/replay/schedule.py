@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from agentrun.replay.traces import Sample, ToolCall, Trace
+from agentrun.replay.traces import ToolCall, Trace
 
 MAX_STEPS = 1500  # a plan travels as one argument, which Linux limits to 128 KiB
 _THINK_JITTER = 0.1
@@ -27,7 +27,8 @@ class Options:
     """How to replay: `speed` divides time (and CPU time with it), `scale` multiplies memory.
 
     `base` is added to what the agent holds, in bytes. Commands that add less than `least` bytes are left to
-    the agent instead of becoming an exec. `window` is a part of the trace in seconds; None is all.
+    the agent instead of becoming an exec. `window` is a part of the trace in seconds (None: all): the calls
+    that start in it are run, as a whole.
     """
 
     speed: float = 1.0
@@ -88,20 +89,29 @@ class SessionPlan:
 def plan_session(
     trace: Trace, options: Options, name: str = "", tier: str = "normal", start: float = 0.0
 ) -> SessionPlan:
-    """What the session of a trace does, without chance."""
-    cut = _cut(trace, options.window)
-    chosen = _choose_calls(cut, options.least)
-    memory, shares = _split_memory(cut, chosen)
-    agent_cpu, call_cpu = _split_cpu(cut, chosen)
-    intervals = [after.t - before.t for before, after in pairwise(cut.samples)]
-    agent = tuple(
-        Step(length / options.speed, int(held * options.scale) + options.base, cpu / options.speed)
-        for length, held, cpu in zip(intervals, memory[1:], agent_cpu, strict=True)
-    )
+    """What the session of a trace does, without chance. ValueError where the window holds nothing."""
+    chosen = _choose_calls(trace, options.least)
+    memory, raw = _split_memory(trace, chosen)
+    agent_cpu, call_cpu = _split_cpu(trace, chosen)
+    begin, end = options.window or (-math.inf, math.inf)
+    agent = [
+        Step(
+            (after.t - before.t) / options.speed,
+            int(held * options.scale) + options.base,
+            cpu / options.speed,
+        )
+        for (before, after), held, cpu in zip(pairwise(trace.samples), memory[1:], agent_cpu, strict=True)
+        if begin <= before.t and after.t <= end
+    ]
+    if not agent:
+        raise ValueError(f"window {options.window} of trace {trace.name!r}: under two samples there")
+    kept = [index for index, call in enumerate(chosen) if begin <= call.start < end]
+    within = [chosen[index] for index in kept]
     calls = tuple(
-        _plan_call(chosen, index, shares[index], call_cpu[index], options) for index in range(len(chosen))
+        _plan_call(within, number, raw[index], call_cpu[index], max(0.0, begin), options)
+        for number, index in enumerate(kept)
     )
-    return SessionPlan(name or trace.name, tier, start, _at_most(agent, MAX_STEPS), calls)
+    return SessionPlan(name or trace.name, tier, start, _at_most(tuple(agent), MAX_STEPS), calls)
 
 
 def stagger(plans: Sequence[SessionPlan], seconds: float, seed: int) -> list[SessionPlan]:
@@ -116,24 +126,6 @@ def stagger(plans: Sequence[SessionPlan], seconds: float, seed: int) -> list[Ses
         )
         changed.append(replace(plan, start=start, calls=calls))
     return changed
-
-
-def _cut(trace: Trace, window: tuple[float, float] | None) -> Trace:
-    """The part of a trace inside a window, moved to 0. A window that holds under two samples is all of it."""
-    if window is None:
-        return trace
-    begin, end = window
-    samples = [sample for sample in trace.samples if begin <= sample.t <= end]
-    if len(samples) < 2:
-        return trace
-    begin, end = samples[0].t, samples[-1].t
-    calls = (
-        ToolCall(max(call.start, begin) - begin, min(call.end, end) - begin, call.command)
-        for call in trace.calls
-        if call.start < end and call.end > begin
-    )
-    moved = (Sample(sample.t - begin, sample.memory, sample.cpus) for sample in samples)
-    return Trace(trace.name, tuple(moved), tuple(calls))
 
 
 def _lag(trace: Trace) -> float:
@@ -210,10 +202,11 @@ def _predecessor(calls: Sequence[ToolCall], index: int) -> int | None:
 
 
 def _plan_call(
-    calls: Sequence[ToolCall], index: int, raw: Sequence[Step], cpu: float, options: Options
+    calls: Sequence[ToolCall], index: int, raw: Sequence[Step], cpu: float, begin: float, options: Options
 ) -> CallPlan:
+    """Call `index` of `calls`; `begin` is where the session starts, in seconds of the trace."""
     call, after = calls[index], _predecessor(calls, index)
-    gap = call.start - (0.0 if after is None else calls[after].end)
+    gap = call.start - (begin if after is None else calls[after].end)
     length = sum(step.duration for step in raw)
     steps = tuple(
         Step(

@@ -34,8 +34,7 @@ from agentrun.replay.traces import Trace, read_folder
 
 ROOTFS = Path("/var/lib/agentrun-vm/rootfs/agentbox")
 ALONE = Arm("alone")
-SHOWN = ("mix", "arm", "seed", "oom_kills", "agents_killed", "high_p95_ms", "high_done_s", "low_done_s")
-SHOWN += ("sessions",)
+SHOWN = tuple("mix arm seed sessions oom_kills agents_killed high_p95_ms high_done_s low_done_s".split())
 LIMIT_S = 60.0  # a session that is not done by then counts as never done
 
 

@@ -20,6 +20,7 @@ from agentrun.doctor import examine
 from agentrun.errors import AgentrunError, CallNotFoundError
 from agentrun.paths import host_paths
 from agentrun.policyctl import policy
+from agentrun.replay.cli import replay
 from agentrun.terminal import plain
 from agentrun.units import parse_duration
 
@@ -34,6 +35,7 @@ def cli() -> None:
 
 
 cli.add_command(policy)
+cli.add_command(replay)
 
 
 def format_size(size: float | None) -> str:

@@ -7,6 +7,7 @@ It never waits for anything else; run.py does.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -246,4 +247,5 @@ class Processes:
         """Kill the agent; run.py has ended the calls."""
         agent = self.agents.pop(name, None)
         if agent is not None and agent.returncode is None:
-            os.killpg(agent.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(agent.pid, signal.SIGKILL)

@@ -5,7 +5,8 @@ The form (one JSON object a file) is that of docs/evaluation.md:
     name         text
     samples      [[seconds, bytes, cpu percent], ...] by time; the third number is optional
     cpu_inst_pct optional, as long as samples: CPU of the time since the sample before (100 = one core).
-                 It wins over the third number, which engines report as the mean since the container's start
+                 Without it, it is derived from the third number, which is what `podman stats --no-stream`
+                 says: the mean since the container's start
     tool_calls   [{"tool": "Bash", "start_s": 1.5, "end_s": 3.0 or null, "command_head": "pytest"}, ...]
 
 Other keys are kept out and do no harm. What is wrong is a TraceError that names the file and the place.
@@ -18,6 +19,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +88,7 @@ class Trace:
 
 def cpu_seconds(trace: Trace) -> float:
     """CPU time of the whole trace in seconds."""
-    pairs = zip(trace.samples, trace.samples[1:], strict=False)
-    return sum((after.t - before.t) * after.cpus for before, after in pairs)
+    return sum((after.t - before.t) * after.cpus for before, after in pairwise(trace.samples))
 
 
 def read_trace(path: Path) -> Trace:
@@ -139,15 +140,24 @@ def _parse_samples(document: Mapping[str, Any], where: str) -> tuple[Sample, ...
         if not isinstance(row, list) or len(row) not in (2, 3):
             raise TraceError(f"read trace {place}: not [seconds, bytes, cpu percent]")
         t, memory = _number(row[0], place), _number(row[1], place)
-        percent = cpus[index] if cpus is not None else row[2] if len(row) == 3 else 0
-        cpu = _number(percent, place) / 100
-        if memory < 0 or cpu < 0:
+        percent = _number(cpus[index] if cpus is not None else row[2] if len(row) == 3 else 0, place)
+        if memory < 0 or percent < 0:
             raise TraceError(f"read trace {place}: negative")
         if samples and t <= samples[-1].t:
             raise TraceError(f"read trace {place}: not later than the one before")
-        samples.append(Sample(t, memory, cpu))
+        samples.append(Sample(t, memory, percent / 100))
     first = samples[0].t
-    return tuple(Sample(sample.t - first, sample.memory, sample.cpus) for sample in samples)
+    moved = [Sample(sample.t - first, sample.memory, sample.cpus) for sample in samples]
+    return tuple(moved if cpus is not None else _instantaneous(moved))
+
+
+def _instantaneous(samples: list[Sample]) -> list[Sample]:
+    """CPU since the sample before, from samples whose CPU is the mean since the start."""
+    found = [Sample(samples[0].t, samples[0].memory, 0.0)]
+    for before, after in pairwise(samples):
+        burned = after.cpus * after.t - before.cpus * before.t
+        found.append(Sample(after.t, after.memory, max(0.0, burned / (after.t - before.t))))
+    return found
 
 
 def _parse_calls(rows: list[Any], duration: float, where: str) -> tuple[ToolCall, ...]:

@@ -1,8 +1,8 @@
 """Density: how many sessions of one mix fit in 3 GB, in each arm. Part of isolation_run.py.
 
-At a quarter of the recorded sizes, in a quarter of 3 GB: what fits is the same, and the emulated machine can
-touch it in time. So many fit as one run shows: nothing killed, every session done, and the P95 latency of HIGH
-at most twice that of HIGH alone. Found by halving: a smaller count that fails by chance is not seen.
+At a quarter of the recorded sizes, in a quarter of 3 GB: what fits is the same, and an emulated machine can
+touch it in time. So many fit as one run shows: nothing killed, every session done, and the P95 latency of
+HIGH at most twice that of HIGH alone. Found by halving: a smaller count that fails by chance is not seen.
 """
 
 from __future__ import annotations

@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 BARE, WRAPPED = "crun", "agentrun-crun"
@@ -34,7 +35,10 @@ sessions:
 agent:
   memory: {min: 32M, low: 50%}
 """
-ADAPTIVE = POLICY + "adapt: on\n"
+# Nothing but the order of the tiers is told: not what a session or a call will need.
+ADAPTIVE = POLICY.replace("weight: 400}}", "weight: 400}, priority: 300}") + "adapt: on\n"
+# The controller works by default where agentrun has one; a build without it does not know the key.
+ADAPT_OFF = "adapt: off\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,16 +91,24 @@ def _succeeds(*command: str) -> str | None:
 
 def unavailable(arm: Arm) -> str | None:
     """Why this host cannot run an arm; None where it can."""
-    if arm.policy is not None:
-        POLICY_FILE.parent.mkdir(parents=True, exist_ok=True)
-        POLICY_FILE.write_text(arm.policy)
-        try:
-            reason = _succeeds("agentrunctl", "policy", "check")
-        finally:
-            POLICY_FILE.unlink()
-        if reason is not None:
-            return reason
+    if arm.policy is not None and (reason := _refused(arm.policy)) is not None:
+        return reason
     return _bpf_unavailable() if arm.bpf else None
+
+
+def _refused(policy: str) -> str | None:
+    """Why this build refuses a policy; None where it takes it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "policy.yaml"
+        path.write_text(policy)
+        return _succeeds("agentrunctl", "policy", "check", str(path))
+
+
+def settled(arm: Arm) -> Arm:
+    """The arm as this build runs it: without the controller where it is not the adaptive one."""
+    if arm.policy is None or "adapt:" in arm.policy or _refused(arm.policy + ADAPT_OFF) is not None:
+        return arm
+    return replace(arm, policy=arm.policy + ADAPT_OFF)
 
 
 def _bpf_unavailable() -> str | None:

@@ -21,7 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from isolation_arms import ARMS, Arm, helper, in_force, unavailable
+from isolation_arms import ARMS, Arm, helper, in_force, settled, unavailable
 from isolation_density import TOTAL, most_that_fit, sessions_of
 from isolation_mixes import MIXES, Mix, memory, origin, plans, with_chance
 
@@ -163,7 +163,7 @@ def usable(names: Sequence[str]) -> list[Arm]:
     for name in names:
         reason = unavailable(ARMS[name])
         if reason is None:
-            found.append(ARMS[name])
+            found.append(settled(ARMS[name]))
         else:
             print(f"bench: UNAVAILABLE arm {name}: {reason}", flush=True)
     return found

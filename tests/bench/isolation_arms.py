@@ -81,12 +81,12 @@ ARMS = {
 
 
 def _succeeds(*command: str) -> str | None:
-    """None where a command succeeds, else the last line that it printed."""
+    """None where a command succeeds, else the end of what it printed, in one line."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    lines = (done.stdout + done.stderr).strip().splitlines()
-    return (
-        None if done.returncode == 0 else f"`{' '.join(command)}`: {lines[-1] if lines else done.returncode}"
-    )
+    if done.returncode == 0:
+        return None
+    text = "; ".join((done.stdout + done.stderr).strip().splitlines())[-300:]
+    return f"`{' '.join(command[:3])}`: {text or f'status {done.returncode}'}"
 
 
 def unavailable(arm: Arm) -> str | None:

@@ -45,7 +45,7 @@ native-test: $(VENV_STAMP) ## unit and contract tests, without a VM (root makes 
 vm-test: ## integration tests on real docker, podman, containerd, runc and crun, in the test VM
 	tests/run-vm \
 		"tests/integration/test_by_hand.py tests/integration/test_edges.py tests/integration/test_daemon.py" \
-		"tests/integration/test_engines.py tests/integration/test_policy.py"
+		"tests/integration/test_engines.py tests/integration/test_policy.py tests/integration/test_replay.py"
 
 bench: $(VENV_STAMP) ## bare runtimes against agentrun; rewrites the table in docs/benchmarks.md
 	$(VENV)/bin/python tests/bench/bench.py

@@ -27,9 +27,8 @@ render() {
 	mv -f "$2.new" "$2"
 }
 
-install -d -m 0755 "$bin" "$lib"
 for package in agentrun agentrun/replay; do
-	install -d -m 0755 "$lib/$package"
+	install -d -m 0755 "$bin" "$lib/$package"
 	for module in "$package"/*.py; do
 		place "$module" "$lib/$module" 0644
 	done

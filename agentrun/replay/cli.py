@@ -81,6 +81,8 @@ def replay(**given: Any) -> None:
 
     if given["engine"] == "hand" and None in (given["runtime"], given["rootfs"]):
         raise click.UsageError("--engine hand needs --runtime and --rootfs")
+    if given["engine"] == "hand" and given["file_cache"]:
+        raise click.UsageError("--file-cache needs a writable /tmp: choose docker or podman")
     if given["engine"] == "process" and (given["memory"] or given["session_memory"]):
         raise click.UsageError("--engine process has no memory limits")
     if not given["traces"] and not given["tiers"]:

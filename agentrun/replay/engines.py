@@ -154,13 +154,12 @@ class ByHand:
     def __init__(self, runtime: str, rootfs: Path) -> None:
         self.runtime = runtime
         self.rootfs = rootfs
-        self.folder = Path(tempfile.mkdtemp(prefix="replay-"))
+        self.bundles: dict[str, Path] = {}
         self.parents: dict[str, str] = {}
 
     def create(self, container: Container, command: Sequence[str], parent: str | None) -> None:
         """Write the bundle; the runtime makes the container at start, so that its stdout is ours."""
-        bundle = self.folder / container.name
-        bundle.mkdir()
+        bundle = self.bundles[container.name] = Path(tempfile.mkdtemp(prefix="replay-"))
         (bundle / "config.json").write_text(json.dumps(self._spec(container, command, parent)))
         self.parents[container.name] = f"{parent or ''}/{container.name}"
 
@@ -198,7 +197,7 @@ class ByHand:
     async def start(self, name: str) -> Process:
         """`create` and `start`; the container's first process inherits the pipe and holds it open."""
         script = '"$0" create --bundle "$1" "$2" </dev/null && exec "$0" start "$2" >&2'
-        return await spawn(["/bin/sh", "-c", script, self.runtime, str(self.folder / name), name])
+        return await spawn(["/bin/sh", "-c", script, self.runtime, str(self.bundles[name]), name])
 
     def exec_command(self, name: str, command: Sequence[str]) -> list[str]:
         """`crun exec`; crun forgets the container's own PATH where a variable is given."""
@@ -213,8 +212,10 @@ class ByHand:
 
     def remove(self, name: str) -> None:
         """`delete --force`."""
-        run_tool([self.runtime, "delete", "--force", name], check=False)
-        shutil.rmtree(self.folder / name, ignore_errors=True)
+        bundle = self.bundles.pop(name, None)
+        if bundle is not None:
+            run_tool([self.runtime, "delete", "--force", name], check=False)
+            shutil.rmtree(bundle, ignore_errors=True)
 
 
 class Processes:

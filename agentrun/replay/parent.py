@@ -41,9 +41,9 @@ def _slice(memory: int | None) -> Iterator[tuple[str, Path]]:
     """A systemd slice, for engines whose cgroups systemd makes."""
     name = f"replay{os.getpid()}.slice"
     limit = "infinity" if memory is None else str(memory)
-    run_tool(["systemctl", "set-property", "--runtime", name, f"MemoryMax={limit}", "MemorySwapMax=0"])
-    run_tool(["systemctl", "start", name])
     try:
+        run_tool(["systemctl", "set-property", "--runtime", name, f"MemoryMax={limit}", "MemorySwapMax=0"])
+        run_tool(["systemctl", "start", name])
         yield name, CGROUPS / name
     finally:
         run_tool(["systemctl", "stop", name], check=False)

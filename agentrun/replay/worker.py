@@ -1,7 +1,7 @@
 """What runs inside a container: holds the memory and burns the CPU that a plan says, and times each chunk.
 
 Sent as text to `python3 -I -S -c`, so it needs nothing of agentrun and no more than the smallest Python has
-(Debian's python3-minimal: no mmap, no ctypes). Nothing is mounted, copied or compiled.
+(Debian's python3-minimal: no mmap, no ctypes; 3.6 will do). Nothing is mounted, copied or compiled.
 
     python3 -I -S -c TEXT MODE PLAN CACHE_PERCENT
 

@@ -117,6 +117,7 @@ def test_agent_that_is_killed_ends_its_session(tmp_path):
         (["--window", "5", FLAT], "expected BEGIN:END"),
         (["--tier", "high", FLAT], "expected NAME=TRACE"),
         (["--memory", "100M", FLAT], "has no memory limits"),
+        (["--engine", "hand", FLAT], "needs --runtime and --rootfs"),
         ([], "name at least one trace"),
     ],
     ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else "",
@@ -131,6 +132,15 @@ def test_synthetic_trace_says_that_it_is_one(tmp_path):
     done = replay("--speed", "10", "--window", "0:4", "--scale", "0.1", "synthetic:like-faker-1520")
     assert done.returncode == 0, done.stderr
     assert done.stderr.startswith("SYNTHETIC trace, not a recorded one: like-faker-1520: 123 s")
+
+
+def test_part_of_the_memory_can_be_file_cache(tmp_path):
+    out = tmp_path / "out.json"
+    done = replay("--speed", "2", "--file-cache", "50", "--out", str(out), SPIKY)
+    assert done.returncode == 0, done.stderr
+    (session,) = json.loads(out.read_text())["sessions"]
+    assert [call["outcome"] for call in session["calls"]] == ["ok", "ok"]
+    assert session["calls"][1]["latency"]["chunks"] >= 40
 
 
 def test_records_are_replayed(tmp_path):

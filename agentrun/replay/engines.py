@@ -83,15 +83,18 @@ def run_tool(command: Sequence[str], check: bool = True) -> str:
 
 
 async def spawn(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Process:
-    """Start a command whose stdout is read; its stderr is ours."""
-    return await asyncio.create_subprocess_exec(
-        *command,
-        stdin=DEVNULL,
-        stdout=PIPE,
-        limit=LINE_LIMIT,
-        start_new_session=True,
-        env={**os.environ, **environment} if environment else None,
-    )
+    """Start a command whose stdout is read; its stderr is ours. Raises ReplayError."""
+    try:
+        return await asyncio.create_subprocess_exec(
+            *command,
+            stdin=DEVNULL,
+            stdout=PIPE,
+            limit=LINE_LIMIT,
+            start_new_session=True,
+            env={**os.environ, **environment} if environment else None,
+        )
+    except OSError as error:
+        raise ReplayError(f"run {command[0]!r}: {error}") from error
 
 
 def container_cgroup(pid: int) -> Path | None:

@@ -102,6 +102,7 @@ class _Run:
         self.parent = parent[1] if parent else None
         self.cache_percent = cache_percent
         self.began = time.monotonic()
+        self.kills_before = 0
         self.curve: Curve = []
         self.watched: dict[Path, Curve] = {}
         self.clients: list[Process] = []
@@ -109,7 +110,7 @@ class _Run:
     async def all(self, sessions: Sequence[Session], limit_s: float) -> RunResult:
         """Every session to its end, or to the time limit."""
         self.began = time.monotonic()
-        before = oom_kills(self.parent) if self.parent else 0
+        self.kills_before = oom_kills(self.parent) if self.parent else 0
         results = [SessionResult(s.plan.name, s.plan.tier, s.plan.duration) for s in sessions]
         sampler = asyncio.create_task(self.sample())
         tasks = [
@@ -129,7 +130,7 @@ class _Run:
         for error in ended:
             if isinstance(error, Exception):
                 raise error
-        kills = oom_kills(self.parent) - before if self.parent else None
+        kills = oom_kills(self.parent) - self.kills_before if self.parent else None
         return RunResult(results, time.monotonic() - self.began, kills, self.curve)
 
     async def sample(self) -> None:
@@ -153,7 +154,9 @@ class _Run:
         self.clients.append(agent)
         words = _Words(agent, report)
         try:
-            await self._until_up(words, name)
+            if not await self._is_up(words, name):
+                result.agent_killed = True
+                return
             began = time.monotonic()
             await self._prepare(session, result)
             finished = await self._calls(session, result, words)
@@ -165,10 +168,12 @@ class _Run:
             words.close()
             await asyncio.to_thread(self.engine.remove, name)
 
-    async def _until_up(self, words: _Words, name: str) -> None:
+    async def _is_up(self, words: _Words, name: str) -> bool:
+        """Whether the agent came up; False where memory was too short for it. Raises ReplayError."""
         await words.first(words.started.wait(), timeout=_START_TIMEOUT_S)
-        if not words.started.is_set():
+        if not words.started.is_set() and not (self.parent and oom_kills(self.parent) > self.kills_before):
             raise ReplayError(f"start session {name!r}: its agent (python3 in the container) did not come up")
+        return words.started.is_set()
 
     async def _prepare(self, session: Session, result: SessionResult) -> None:
         """Find the container's cgroup, watch it, and write what is to be written there."""
@@ -180,7 +185,8 @@ class _Run:
             try:
                 (path / name).write_text(value, encoding="ascii")
             except OSError as error:
-                raise ReplayError(f"write {str(path / name)!r}: {error}") from error
+                if path.is_dir():  # else the session has been killed meanwhile
+                    raise ReplayError(f"write {str(path / name)!r}: {error}") from error
 
     async def _calls(self, session: Session, result: SessionResult, words: _Words) -> bool:
         """Run the calls; True when they and the agent's curve came to their end."""

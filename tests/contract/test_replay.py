@@ -16,14 +16,15 @@ TREE = Path(__file__).parents[2]
 FLAT, SPIKY = (str(TREE / f"tests/data/traces/tiny-{name}.json") for name in ("flat", "spiky"))
 
 
-def replay(*arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+def replay(*arguments: str, path: str | None = None) -> subprocess.CompletedProcess[str]:
     code = "from agentrun.ctl import main; main()"
     return subprocess.run(
         [sys.executable, "-c", code, "replay", "--engine", "process", *arguments],
         cwd=TREE,
         text=True,
         capture_output=True,
-        timeout=timeout,
+        timeout=60,
+        env={**os.environ, "PATH": path} if path is not None else None,
         check=False,
     )
 
@@ -126,6 +127,16 @@ def test_mistake_is_one_line_and_a_status(arguments, text):
     done = replay(*arguments)
     assert done.returncode != 0 and done.stdout == ""
     assert text in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("program", [None, "#!/bin/sh\nexit 3\n"], ids=["missing", "broken"])
+def test_host_without_a_working_python_is_named(tmp_path, program):
+    if program:
+        (tmp_path / "python3").write_text(program)
+        (tmp_path / "python3").chmod(0o755)
+    done = replay(FLAT, path=str(tmp_path))
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.startswith("agentrunctl: ") and "python3" in done.stderr
 
 
 def test_synthetic_trace_says_that_it_is_one(tmp_path):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from isolation_density import fits, sessions_of
+from isolation_density import MOST, fits, most_that_fit, sessions_of
 from isolation_mixes import MIXES, busiest, memory, origin, peak, plans, resolve, with_chance
 from isolation_table import is_done, ordering_problems, table
 
 from agentrun.replay.run import RunResult, SessionResult
+from agentrun.replay.schedule import SessionPlan
 from agentrun.replay.traces import Sample, ToolCall, Trace, read_folder
 
 TINY = read_folder(Path(__file__).parents[1] / "data/traces")
@@ -68,6 +70,18 @@ def test_sessions_fit_when_all_are_done_unkilled_and_high_is_not_slowed_twofold(
     assert not fits(run(1.0, 1, 10.0), 10.0)
     assert not fits(run(1.0, 0, 20.1), 10.0)
     assert len(sessions_of(5, [], 0)) == 5 and sessions_of(5, [], 0)[0].tier == "high"
+
+
+@pytest.mark.parametrize("room", [0, 1, 2, 7, 15, 16, 99])
+def test_most_that_fit_is_found_in_few_runs(room):
+    tried: list[int] = []
+
+    def run(sessions: Sequence[SessionPlan], _total: int) -> RunResult:
+        tried.append(len(sessions))
+        return RunResult([session("high", 1.0, 10.0)], 1.0, int(len(sessions) > room), [])
+
+    assert most_that_fit(run, [], 0, 10.0) == min(room, MOST)
+    assert len(tried) <= 5
 
 
 def row(

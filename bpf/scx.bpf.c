@@ -111,7 +111,7 @@ void BPF_PROG(ar_enqueue, struct task_struct *p, u64 enq_flags)
 	if (broken_group_id && group->id == broken_group_id)
 		return;
 	inverse = inverse_share(task->slot);
-	bound_lag(group, cpu, inverse);
+	bound_lag(group, cpu, inverse, is_wakeup && group->nr_own == 1);
 	if (!is_kthread && nr_limited && is_held(task->slot, now)) {
 		queue_with_group(p, task, enq_flags);
 		return;
@@ -273,20 +273,24 @@ void BPF_PROG(ar_running, struct task_struct *p)
 	s32 cpu = scx_bpf_task_cpu(p);
 	struct cpu_state *at = cpu_at(cpu);
 	struct group *group;
+	bool has_waited;
 
 	if (!task)
 		return;
+	/* who came past the queue (woken on an idle CPU, boosted, a kthread) says nothing about its time */
+	has_waited = task->waiting != NOT_WAITING;
 	end_waiting(task);
 	group = group_at(task->slot);
 	task->ran_until = p->se.sum_exec_runtime;
 	if (!task->reserved) {
 		u64 inverse = inverse_share(task->slot);
 
-		bound_lag(group, cpu, inverse);
+		if (!has_waited)
+			bound_lag(group, cpu, inverse, group->nr_own == 1);
 		task->tag = group->vtime;
 		reserve(task, slice_ns, inverse);
 	}
-	if (is_before(at->vnow, task->tag))
+	if (has_waited && is_before(at->vnow, task->tag))
 		at->vnow = task->tag;
 	if (is_before(vnow_latest, at->vnow))
 		vnow_latest = at->vnow;

@@ -23,12 +23,12 @@ static __always_inline u64 current_slice(void)
 	return slice < slice_min_ns ? slice_min_ns : slice;
 }
 
-/* Bring a group's virtual time near to that of the CPU that it comes to: what it did not use while it slept is
- * gone, and what it was charged when its share was smaller is bounded by what that is now. */
-static __always_inline void bound_lag(struct group *group, s32 cpu, u64 inverse)
+/* Bring a group's virtual time near to that of the CPU that it comes to: what it did not use while it slept
+ * (`was_idle`) is gone, and what it was charged when its share was smaller is bounded by what that is now. */
+static __always_inline void bound_lag(struct group *group, s32 cpu, u64 inverse, bool was_idle)
 {
 	u64 vnow = cpu_at(cpu)->vnow, step = scale(slice_ns, inverse) * lag_slices;
-	u64 oldest = group->nr_own > 1 ? vnow - step : vnow;
+	u64 oldest = was_idle ? vnow : vnow - step;
 	u64 farthest = vnow + step + step * group->nr_own;
 
 	if (farthest - vnow > patience_ns)

@@ -54,6 +54,7 @@ MODULES = {
     for module in (
         Module("events", "ends, execs, exits and OOM victims of calls"),
         Module("net", "network profiles and counters of calls"),
+        Module("scx", "CPU shares by cgroup, in a scheduler of our own", exclusive=True, default=False),
     )
 }
 

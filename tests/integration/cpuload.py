@@ -61,10 +61,11 @@ def tree(name: str, weights: dict[str, int]) -> Iterator[dict[str, Path]]:
         (parent / "cgroup.kill").write_text("1")
         for directory in [*parent.iterdir(), parent]:
             if directory.is_dir():
-                _remove(directory)
+                remove(directory)
 
 
-def _remove(directory: Path) -> None:
+def remove(directory: Path) -> None:
+    """Remove a cgroup as soon as its last process is gone."""
     deadline = time.monotonic() + 30
     while True:
         try:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from agentrun import calls, config, inotify, layout
+from agentrun import calls, config, inotify, layout, scx
 from agentrun.paths import Paths
 
 CRUN_PS_FIXED = (1, 27, 1)  # crun 1492e83c: `ps` lists nested cgroups
@@ -34,7 +34,7 @@ class Finding:
 def examine(paths: Paths) -> list[Finding]:
     """Everything that can be seen from here. A check that itself fails is a problem, not a crash."""
     found: list[Finding] = []
-    for check in (_cgroups, _backends, _configuration, _daemon, _store, _kernel, _engines, _log):
+    for check in (_cgroups, _backends, _configuration, _daemon, _store, _kernel, _scheduler, _engines, _log):
         try:
             found += check(paths)
         except OSError as error:
@@ -138,15 +138,15 @@ def _kernel(_: Paths) -> Iterator[Finding]:
             lambda: os.path.exists("/sys/kernel/btf/vmlinux"),
             "no eBPF enforcement (none is needed today)",
         ),
-        (
-            "sched_ext",
-            lambda: os.path.isdir("/sys/kernel/sched_ext"),
-            "no CPU scheduler of our own (not needed today)",
-        ),
     )
     for name, is_there, otherwise in features:
         there = is_there()
         yield Finding("ok" if there else "note", f"kernel: {name}", "there" if there else otherwise)
+
+
+def _scheduler(_: Paths) -> Iterator[Finding]:
+    for level, text in scx.findings():
+        yield Finding(level, "CPU scheduler", text)
 
 
 def _tells_exit_status() -> bool:

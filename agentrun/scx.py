@@ -1,8 +1,8 @@
 """agentrun's CPU scheduler (bpf/scx.bpf.c) from the outside: is it in force, why not, and how it comes back.
 
-The kernel may throw a sched_ext scheduler out at any time (a task waited too long, sysrq-S, a CPU went offline).
-Everything then runs under EEVDF at once, with the same cpu.weight and cpu.max, which are written anyway. What is
-left is a dead pin and the reason, in a pinned map; `decide` says when to try again.
+The kernel may throw a sched_ext scheduler out at any time (a task waited too long, sysrq-S, a CPU went
+offline). Everything then runs under EEVDF at once, with the same cpu.weight and cpu.max, which are written
+anyway. What is left is a dead pin and the reason, in a pinned map; `decide` says when to try again.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ MODULE = modules.MODULES["scx"]
 _EXIT = struct.Struct("=QqQ128s256s")  # struct ar_scx_exit in bpf/scx/state.h
 _EXIT_MAP = "ar_scx_exit"
 
-# How long a scheduler has to last before its earlier ejections are forgotten, and the longest wait for another
-# try. The first is after a second: most ejections are single accidents.
+# How long a scheduler has to last before its earlier ejections are forgotten, and the longest wait for
+# another try. The first is after a second: most ejections are single accidents.
 _CALM_S = 3600.0
 _LONGEST_WAIT_S = 300.0
 
@@ -102,7 +102,7 @@ def _text(raw: bytes) -> str:
 
 
 def last_exit() -> Exit | None:
-    """Why it ended the last time; None where it was never loaded. Raises BpfError for a pin that is not ours."""
+    """Why it ended the last time; None where it was never loaded. Raises BpfError for a foreign pin."""
     path = f"{pins.SHARED}/{_EXIT_MAP}"
     if not os.path.exists(path):
         return None
@@ -117,8 +117,8 @@ def last_exit() -> Exit | None:
 def load(paths: Paths, knobs: Mapping[str, int] | None = None) -> bool:
     """Bring the scheduler in force; False where it is already.
 
-    `knobs` are constants of bpf/scx/knobs.h by name. What the kernel threw out is removed first: its link still
-    looks attached, and its pin is in the way. Raises BpfError, also while another scheduler is loaded.
+    `knobs` are constants of bpf/scx/knobs.h by name. What the kernel threw out is removed first: its link
+    still looks attached, and its pin is in the way. Raises BpfError, also while another scheduler is loaded.
     """
     now = state()
     if now.enabled and not now.ours:

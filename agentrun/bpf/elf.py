@@ -1,4 +1,4 @@
-"""Where the constants (`const volatile` knobs) of a BPF object are in its .rodata, by the ELF symbol table."""
+"""Where the constants (`const volatile` knobs) of a BPF object are in .rodata, by the ELF symbol table."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _symbols(data: bytes) -> Iterator[tuple[str, int, int]]:
 
 
 def constants(path: str, values: Mapping[str, int]) -> dict[int, bytes]:
-    """Bytes to write into .rodata by offset, for constants by name. Raises BpfError for one that is not there."""
+    """Bytes to write into .rodata by offset, for constants by name. Raises BpfError for an unknown one."""
     try:
         places = {name: (offset, size) for name, offset, size in _symbols(Path(path).read_bytes())}
     except (struct.error, ValueError, IndexError) as error:

@@ -1,4 +1,4 @@
-"""CPU load in cgroups of its own, and what each cgroup got of it. Emulated times mean something as ratios only."""
+"""CPU load in cgroups of its own, and what each cgroup got of it. Emulated times mean ratios only."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ print(time.monotonic() - before)
 
 @contextlib.contextmanager
 def tree(name: str, weights: dict[str, int]) -> Iterator[dict[str, Path]]:
-    """A cgroup with children of the given cpu.weight; everything in it is killed and it is removed at the end."""
+    """A cgroup with children of the given cpu.weight; at the end all in it is killed and it is removed."""
     (CGROUP / "cgroup.subtree_control").write_text("+cpu +memory +pids")
     parent = CGROUP / name
     parent.mkdir()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,8 +16,6 @@ from pathlib import Path
 import cpuload
 import pytest
 from runtimes import require, run, wait_for
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from agentrun import scx
 from agentrun.bpf import modules, pins
@@ -40,7 +37,7 @@ def missing() -> str | None:
 def eevdf() -> Iterator[None]:
     """Before and after each test nothing of ours schedules."""
     require(missing())
-    # khugepaged runs at nice 19; preempted in an RCU reader under full load it holds up every load for minutes
+    # khugepaged is nice 19: preempted in an RCU reader under full load it holds up every load for minutes
     KHUGEPAGED.write_text("0")
     scx.unload(PATHS)
     yield
@@ -114,11 +111,14 @@ def test_share_of_nested_groups_is_that_of_their_parents():
 
 
 def test_weight_changed_while_it_runs_takes_effect():
-    with cpuload.tree("scx-weight", {"a": 100, "b": 100}) as groups, scheduler():
-        with cpuload.burners([(groups["a"], 1), (groups["b"], 1)], [1]):
-            (groups["a"] / "cpu.weight").write_text("400")
-            time.sleep(1)
-            used = cpuload.used_s([groups["a"], groups["b"]], WINDOW_S)
+    with (
+        cpuload.tree("scx-weight", {"a": 100, "b": 100}) as groups,
+        scheduler(),
+        cpuload.burners([(groups["a"], 1), (groups["b"], 1)], [1]),
+    ):
+        (groups["a"] / "cpu.weight").write_text("400")
+        time.sleep(1)
+        used = cpuload.used_s([groups["a"], groups["b"]], WINDOW_S)
     assert used[0] / used[1] == pytest.approx(4.0, rel=0.15)
 
 
@@ -154,9 +154,13 @@ def test_throughput_without_contention_is_that_of_eevdf(what, code, amount):
 
 @pytest.mark.parametrize("cpus", [[0], [1], [0, 1]])
 def test_pinned_tasks_get_their_share_beside_those_that_are_not(cpus):
-    with cpuload.tree("scx-pin", {"pinned": 100, "free": 100}) as groups, scheduler():
-        with cpuload.burners([(groups["free"], 4)]), cpuload.burners([(groups["pinned"], 2)], cpus):
-            used = cpuload.used_s([groups["pinned"], groups["free"]], WINDOW_S)
+    with (
+        cpuload.tree("scx-pin", {"pinned": 100, "free": 100}) as groups,
+        scheduler(),
+        cpuload.burners([(groups["free"], 4)]),
+        cpuload.burners([(groups["pinned"], 2)], cpus),
+    ):
+        used = cpuload.used_s([groups["pinned"], groups["free"]], WINDOW_S)
     assert used[0] / used[1] == pytest.approx(1.0, rel=0.2)
 
 

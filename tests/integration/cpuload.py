@@ -14,7 +14,7 @@ from pathlib import Path
 CGROUP = Path("/sys/fs/cgroup")
 SETTLE_S = 1.0
 
-BURN = "while True: pass"
+BURN = ("sh", "-c", "while :; do :; done")
 # Prints how late each of the wake-ups was, in microseconds.
 SLEEPER = """
 import sys, time
@@ -76,15 +76,19 @@ def remove(directory: Path) -> None:
             time.sleep(0.05)
 
 
-def start(cgroup: Path, code: str, *args: object, cpus: Sequence[int] = ()) -> subprocess.Popen[str]:
-    """Run Python code in a cgroup, from its first instruction on, pinned where `cpus` says so."""
+def start(cgroup: Path, code: str, *args: object) -> subprocess.Popen[str]:
+    """Run Python code in a cgroup."""
+    return spawn(cgroup, [sys.executable, "-I", "-S", "-c", code, *map(str, args)])
+
+
+def spawn(cgroup: Path, command: Sequence[str], cpus: Sequence[int] = ()) -> subprocess.Popen[str]:
+    """Run a command in a cgroup, from its first instruction on, pinned where `cpus` says so."""
 
     def enter() -> None:
         (cgroup / "cgroup.procs").write_text("0")
         if cpus:
             os.sched_setaffinity(0, cpus)
 
-    command = [sys.executable, "-I", "-S", "-c", code, *map(str, args)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=enter)
 
 
@@ -98,7 +102,7 @@ def output(process: subprocess.Popen[str], timeout_s: float = 300) -> str:
 @contextlib.contextmanager
 def burners(loads: Sequence[tuple[Path, int]], cpus: Sequence[int] = ()) -> Iterator[list[int]]:
     """So many processes per cgroup that only burn CPU, all of them running; their pids."""
-    processes = [start(cgroup, BURN, cpus=cpus) for cgroup, number in loads for _ in range(number)]
+    processes = [spawn(cgroup, BURN, cpus) for cgroup, number in loads for _ in range(number)]
     try:
         time.sleep(SETTLE_S)
         yield [process.pid for process in processes]

@@ -149,11 +149,15 @@ class Step(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What `decide` remembers between two looks. Times in seconds of one clock."""
+    """What is remembered between two looks. Times in seconds of one clock.
+
+    `has_failed`: the last try to load it again removed the dead pins and then failed.
+    """
 
     ejections: int = 0
     loaded_at: float = 0.0
     rearm_at: float | None = None
+    has_failed: bool = False
 
 
 def decide(now_s: float, is_running: bool, kind: int | None, memory: Memory) -> tuple[Step, Memory]:
@@ -164,7 +168,8 @@ def decide(now_s: float, is_running: bool, kind: int | None, memory: Memory) -> 
     """
     if is_running:
         calm = now_s - memory.loaded_at >= _CALM_S
-        return Step.NOTHING, replace(memory, rearm_at=None, ejections=0 if calm else memory.ejections)
+        ejections = 0 if calm else memory.ejections
+        return Step.NOTHING, replace(memory, rearm_at=None, ejections=ejections, has_failed=False)
     if kind is None or kind == ExitKind.NONE or kind in _DELIBERATE:
         return Step.NOTHING, replace(memory, rearm_at=None)
     if memory.rearm_at is None:
@@ -181,17 +186,23 @@ def keep(paths: Paths, now_s: float, memory: Memory) -> tuple[str | None, Memory
     Returns what happened in words (None: nothing) and what to pass the next time. Never raises BpfError.
     """
     try:
-        ended = last_exit()
-        running = state().ours
-        step, memory = decide(now_s, running, None if ended is None else ended.kind, memory)
+        ended = _ejection(memory)
+        step, memory = decide(now_s, state().ours, None if ended is None else ended.kind, memory)
         if step is Step.REPORT and ended is not None:
             return f"scheduler ejected: {ended.reason}: {ended.message}; EEVDF takes over", memory
         if step is Step.REARM:
             load(paths)
             return "scheduler loaded again", memory
     except BpfError as error:
-        return f"keep scheduler: {error}", memory
+        return f"keep scheduler: {error}", replace(memory, has_failed=True)
     return None, memory
+
+
+def _ejection(memory: Memory) -> Exit | None:
+    """Its last exit while somebody wants it: its pins are there, or a failed try of ours removed them."""
+    if memory.has_failed:
+        return Exit(ExitKind.ERROR, 0, 0, "could not be loaded again", "another try follows")
+    return last_exit() if modules.status(MODULE).loaded else None
 
 
 def findings() -> list[tuple[str, str]]:

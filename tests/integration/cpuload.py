@@ -47,7 +47,7 @@ print(time.monotonic() - before)
 def tree(name: str, weights: dict[str, int]) -> Iterator[dict[str, Path]]:
     """A cgroup with children of the given cpu.weight; at the end all in it is killed and it is removed."""
     (CGROUP / "cgroup.subtree_control").write_text("+cpu +memory +pids")
-    parent = CGROUP / name
+    parent = CGROUP / f"{name}-{os.getpid()}"
     parent.mkdir()
     try:
         (parent / "cgroup.subtree_control").write_text("+cpu")

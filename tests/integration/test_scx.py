@@ -66,6 +66,13 @@ def compare(measure: Callable[[], float], rounds: int = 3) -> tuple[float, float
     return statistics.median(before), statistics.median(ours)
 
 
+def exit_kind() -> int:
+    """How it ended, once it has."""
+    ended = wait_for(lambda: (last := scx.last_exit()) and last.kind and last, "the scheduler's end", 90)
+    wait_for(lambda: not scx.state().enabled, "EEVDF")
+    return int(ended.kind)
+
+
 def report(what: str, before: float, ours: float) -> None:
     print(f"\nFIGURE {what}: EEVDF {before:.2f}, agentrun {ours:.2f}, ratio {ours / before:.2f}")
 
@@ -196,11 +203,10 @@ def test_stalled_scheduler_is_ejected_reported_and_loaded_again():
     with cpuload.tree("scx-stall", {"lost": 100}) as groups:
         assert scx.load(PATHS, {"broken_group_id": groups["lost"].stat().st_ino})
         victim = cpuload.start(groups["lost"], cpuload.COUNT, 1000)
-        wait_for(lambda: not scx.state().enabled, "the watchdog", 90)
+        assert exit_kind() == scx.ExitKind.ERROR_STALL
         assert float(cpuload.output(victim)) >= 0  # EEVDF ran it
-        ended = scx.last_exit()
+    ended = scx.last_exit()
     assert ended is not None
-    assert ended.kind == scx.ExitKind.ERROR_STALL
     assert "failed to run" in ended.message
     assert scx.findings()[0][0] == "problem"
     said, memory = scx.keep(PATHS, 100.0, scx.Memory())
@@ -214,8 +220,7 @@ def test_stalled_scheduler_is_ejected_reported_and_loaded_again():
 def test_sysrq_takes_it_out_and_it_stays_out():
     assert scx.load(PATHS)
     Path("/proc/sysrq-trigger").write_text("S")
-    wait_for(lambda: not scx.state().enabled, "sysrq-S")
-    assert (scx.last_exit() or pytest.fail("no exit map")).kind == scx.ExitKind.SYSRQ
+    assert exit_kind() == scx.ExitKind.SYSRQ
     assert scx.keep(PATHS, 0.0, scx.Memory()) == (None, scx.Memory())
     assert scx.load(PATHS)  # by hand, over the dead pin
 
@@ -224,8 +229,7 @@ def test_removed_pin_gives_everything_back_at_once():
     assert scx.load(PATHS)
     (link,) = Path(pins.ROOT, "scx").glob("*/link_*")
     link.unlink()
-    wait_for(lambda: not scx.state().enabled, "EEVDF", 10)
-    assert (scx.last_exit() or pytest.fail("no exit map")).kind == scx.ExitKind.UNREG
+    assert exit_kind() == scx.ExitKind.UNREG
     assert scx.load(PATHS)
 
 

@@ -42,6 +42,13 @@ def test_each_ejection_doubles_the_wait_up_to_five_minutes():
     assert waits[-1] == 300
 
 
+def test_failed_try_is_followed_by_another_later():
+    memory = scx.Memory(ejections=3, has_failed=True)
+    step, memory = scx.decide(50.0, False, scx.ExitKind.ERROR, memory)
+    assert (step, memory.rearm_at) == (scx.Step.REPORT, 58.0)
+    assert not scx.decide(60.0, True, scx.ExitKind.NONE, memory)[1].has_failed
+
+
 def test_calm_hour_forgets_ejections():
     memory = scx.Memory(ejections=7, loaded_at=100.0)
     assert scx.decide(3699.0, True, 0, memory)[1].ejections == 7

@@ -354,10 +354,10 @@ def main() -> None:
         sys.exit("agentrund: needs root, like the engines whose calls it watches")
     paths = host_paths()
     try:
-        lock = take_lock(paths)
         daemon = Daemon(paths)
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: daemon.stop())
+            signal.signal(number, lambda *_: daemon.stop())  # before the lock tells others that we live
+        lock = take_lock(paths)
         teller = Teller(daemon)
         daemon.parts += (
             teller,

@@ -35,6 +35,8 @@ def findings(paths: Paths) -> Iterator[tuple[str, str, str]]:
         yield "problem" if needing else "note", "eBPF", f"the kernel has no BTF or no {pins.BPFFS}{need}"
         return
     for module in modules.MODULES.values():
+        if not module.default and modules.loaded_version(module) is None:
+            continue  # only for those who ask for it
         yield from _module(module, loaded.enforcement == "bpf", need if module.name == "net" else "")
 
 

@@ -358,12 +358,12 @@ def test_a_map_of_another_name_under_our_pin_is_refused():
 
 def test_status_load_and_unload_say_what_is_there():
     shown = json.loads(run("agentrunctl", "bpf", "status", "--json").stdout)
-    assert {m["module"]: m["in_force"] for m in shown["modules"]} == {"events": True, "net": True}
+    assert {m["module"] for m in shown["modules"] if m["in_force"]} == {"events", "net"}
     assert run("agentrunctl", "bpf", "unload", "net").stdout == "net: unloaded\n"
     assert run("agentrunctl", "bpf", "load", "net").stdout.startswith("net: loaded\n")
     unknown = run("agentrunctl", "bpf", "load", "nets", check=False)
-    assert (unknown.returncode, unknown.stderr) == (
-        1, "agentrunctl: no module 'nets', known: events, net\n")  # fmt: skip
+    assert unknown.returncode == 1
+    assert unknown.stderr.startswith("agentrunctl: no module 'nets', known: events, net")
 
 
 def test_doctor_proves_every_limit_and_leaves_nothing():

@@ -1,0 +1,18 @@
+"""Network profiles with real engines and agentrund: what an agent sees, and what the record says."""
+
+from __future__ import annotations
+
+from test_bpf import loaded as loaded
+from watched import call
+from watched import daemon as daemon
+from watched import engine as engine
+
+
+def test_agentrund_puts_the_network_of_a_call_into_its_record(engine):
+    code = "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.connect(('127.0.0.1', 9))"
+    done, kept = call(engine, "python3", "-c", code, intent="net=none")
+    assert done.returncode == 1 and "PermissionError" in done.stderr
+    assert kept["network"] == {"profile": "none", "denied": 1, "tx_bytes": 0, "rx_bytes": 0}
+    done, free = call(engine, "python3", "-c", f"{code}; s.send(b'x' * 100)")
+    assert done.returncode == 0, done.stderr
+    assert free["network"] == {"profile": "default", "denied": 0, "tx_bytes": 128, "rx_bytes": 0}

@@ -13,7 +13,7 @@ VENV ?= .venv
 VENV_STAMP := $(VENV)/.installed
 VM := tests/vm/vm
 
-.PHONY: help install uninstall bpf demo test lint native-test vm-test bench clean
+.PHONY: help install uninstall bpf demo test lint native-test vm-test bench bench-isolation clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -51,12 +51,18 @@ vm-test: bpf ## integration tests on real docker, podman, containerd, runc and c
 		"tests/integration/test_by_hand.py" \
 		"tests/integration/test_engines.py" \
 		"tests/integration/test_policy.py" \
-		"tests/integration/test_controller.py" \
+		"tests/integration/test_feedback.py" \
 		"tests/integration/test_edges.py tests/integration/test_daemon.py" \
-		"tests/integration/test_store.py tests/integration/test_bpf.py tests/integration/test_network.py"
+		"tests/integration/test_bpf.py tests/integration/test_network.py" \
+		"tests/integration/test_controller.py tests/integration/test_replay.py tests/integration/test_store.py" \
+		"tests/integration/test_memcg_ops.py" \
+		"--tcg-thread single tests/integration/test_scx.py"
 
 bench: $(VENV_STAMP) ## bare runtimes against agentrun; rewrites the table in docs/benchmarks.md
 	$(VENV)/bin/python tests/bench/bench.py
+
+bench-isolation: $(VENV_STAMP) ## HIGH against LOW in eight arms, in the test VM (QUICK=1, TRACES=DIR, OUT=FILE)
+	$(VENV)/bin/python tests/bench/isolation.py
 
 $(VENV_STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV) 2>/dev/null || { apt-get install -y -q python3-venv && $(PYTHON) -m venv $(VENV); }

@@ -146,13 +146,13 @@ class Calls:
         finally:
             posix.close(lock)
 
-    def harvest_slot(self, name: str) -> bool:
-        """Record and remove one call if it ended."""
+    def harvest_slot(self, name: str, call_id: str, **notes: object) -> bool:
+        """Record and remove one call if it ended, with what is known of its end."""
         lock = self._lock(wait=True)
         if lock is None:
             return False
         try:
-            return name in self.slots() and self._harvest_one(name)
+            return self._harvest_one(name, call_id, notes)
         finally:
             posix.close(lock)
 
@@ -194,13 +194,18 @@ class Calls:
         finally:
             posix.close(lock)
 
-    def _harvest_one(self, name: str) -> bool:
+    def _harvest_one(
+        self, name: str, call_id: str | None = None, notes: dict[str, Any] | None = None
+    ) -> bool:
         try:
             state = self._load(name)
         except FileNotFoundError:
             return False  # recorded by another since we listed it; the name may be a new call's by now
         except (OSError, ValueError):
             return self._drop_damaged(name)
+        if call_id is not None and state.get("id") != call_id:
+            return False  # recorded by another, and the slot is another call's by now
+        state |= notes or {}
         call = cg.Cgroup(str(state.get("calls"))).child(name)
         if is_starting(state) or call.is_populated():
             return False

@@ -22,6 +22,7 @@ from agentrun.errors import AgentrunError, CallNotFoundError
 from agentrun.paths import host_paths
 from agentrun.policyctl import policy
 from agentrun.release import release_all
+from agentrun.replay.cli import replay
 from agentrun.terminal import plain
 from agentrun.units import parse_duration
 
@@ -38,6 +39,7 @@ def cli() -> None:
 
 cli.add_command(policy)
 cli.add_command(bpf)
+cli.add_command(replay)
 
 
 def format_size(size: float | None) -> str:
@@ -63,7 +65,7 @@ _LEVELS = {
 
 def _describe_end(record: dict[str, Any]) -> str:
     if record["end"] is None:
-        return "running"
+        return "running (left in the background)" if record.get("background") else "running"
     verdict, code = record.get("verdict"), record.get("exit_code")
     if not verdict:
         return "ended"

@@ -248,7 +248,7 @@ class Daemon(Loop):
         call.status = inotify.exit_status(call.main_pidfd)
         if call.status is None:
             return False
-        self.note(call, **verdict.describe_status(call.status))
+        call.unsaved |= verdict.describe_status(call.status)
         return True
 
     def _check_end(self, call: Call) -> None:
@@ -257,6 +257,8 @@ class Daemon(Loop):
             return
         if call.cgroup.is_populated():
             self._find_main_process(call)
+            if call.unsaved:
+                self.note(call)
             for part in self.parts:
                 part.populated(call)
             return
@@ -271,12 +273,11 @@ class Daemon(Loop):
             self.later(_STATUS_RETRY_S, lambda: self._check_end(call))
             return
         network = self._net_counts.note(call.cgroup.path, call.state.get("limits"))
-        self.note(call, end=call.ended_at, **network)
         self._forget(call)
         session = self.open(call.where)
         if session is not None:
             with contextlib.closing(session):
-                session.harvest_slot(call.slot)
+                session.harvest_slot(call.slot, call.id, **call.unsaved, **network, end=call.ended_at)
             self.ingester.soon()
 
     def _forget(self, call: Call) -> None:
@@ -296,6 +297,8 @@ class Daemon(Loop):
 
     def note(self, call: Call, **notes: object) -> None:
         """Add to a call's state, and so to its record, what was learned or done."""
+        notes = {**call.unsaved, **notes}
+        call.unsaved = {}
         call.state = {**call.state, **notes}
         session = self.open(call.where)
         if session is None:
@@ -351,8 +354,10 @@ def main() -> None:
         sys.exit("agentrund: needs root, like the engines whose calls it watches")
     paths = host_paths()
     try:
-        lock = take_lock(paths)
         daemon = Daemon(paths)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: daemon.stop())  # before the lock tells others that we live
+        lock = take_lock(paths)
         teller = Teller(daemon)
         daemon.parts += (
             teller,
@@ -364,8 +369,6 @@ def main() -> None:
         controller = Controller(daemon, paths)
         daemon.on_change.append(controller.changed)
         teller.start()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: daemon.stop())
         _start_watchdog(daemon)
         try:
             daemon.run()

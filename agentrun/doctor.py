@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from agentrun import calls, config, ingest, inotify, layout, retention, store
+from agentrun import calls, config, ingest, inotify, layout, retention, scx, store
 from agentrun.bpf import check as bpf_check
 from agentrun.errors import StoreError
 from agentrun.paths import Paths
@@ -47,6 +47,7 @@ def examine(paths: Paths) -> list[Finding]:
         _records,
         _kernel,
         _bpf,
+        _scheduler,
         _engines,
         _log,
     ):
@@ -186,11 +187,6 @@ def _kernel(_: Paths) -> Iterator[Finding]:
             lambda: os.path.exists("/sys/kernel/btf/vmlinux"),
             "no eBPF enforcement",
         ),
-        (
-            "sched_ext",
-            lambda: os.path.isdir("/sys/kernel/sched_ext"),
-            "no CPU scheduler of our own (not needed today)",
-        ),
     )
     for name, is_there, otherwise in features:
         there = is_there()
@@ -200,6 +196,11 @@ def _kernel(_: Paths) -> Iterator[Finding]:
 def _bpf(paths: Paths) -> Iterator[Finding]:
     for found in bpf_check.findings(paths):
         yield Finding(*found)
+
+
+def _scheduler(_: Paths) -> Iterator[Finding]:
+    for level, text in scx.findings():
+        yield Finding(level, "CPU scheduler", text)
 
 
 def _tells_exit_status() -> bool:

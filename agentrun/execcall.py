@@ -88,12 +88,13 @@ def _become_killable() -> None:
     """Give up an exemption from OOM kills that the engine inherited and would hand down to the call.
 
     A call with oom_score_adj -1000 at its memory limit is never killed: it spins in the kernel for ever
-    ("Out of memory and no killable processes", mm/oom_kill.c). Where the process document sets a value,
-    the backend still applies that.
+    ("Out of memory and no killable processes", mm/oom_kill.c). With -998, which an exec by dockerd and crun
+    has from the shim, a container out of memory loses its agent (0) instead of the call. Where the process
+    document sets a value, the backend still applies that.
     """
     fd = posix.open("/proc/self/oom_score_adj", posix.O_RDWR | posix.O_CLOEXEC)
     try:
-        if posix.read(fd, 16).strip() == b"-1000":
+        if posix.read(fd, 16).startswith(b"-"):
             posix.pwrite(fd, b"0", 0)
     finally:
         posix.close(fd)

@@ -16,6 +16,10 @@ PREFIX = "[agentrun] "
 LINES = 6
 _WIDTH = 150  # six lines of four-byte characters still are less than PIPE_BUF
 _KILLS = ("oom-killed", "timed-out", "stalled", "killed")
+_KILLERS = {
+    "operator": "by the operator of this machine",
+    "controller": "because memory was short and calls of higher priority came first",
+}
 _SHARE = 0.1  # of its time, and...
 _SECONDS = 1.0  # ...this long at least: below, being slowed down is how limits work
 _WORTH_ASKING = 1.1  # times what it has
@@ -33,7 +37,7 @@ def events(record: Record) -> list[str]:
         found.append("timed-out")
     if record.get("stalled"):
         found.append("stalled")
-    if record.get("killed_by") == "operator":
+    if record.get("killed_by") in _KILLERS:
         found.append("killed")
     if found:
         return found  # that it was slow as well would not help
@@ -135,9 +139,17 @@ def _memory_advice(record: Record) -> str:
     )
 
 
+def _dies_whole(record: Record) -> bool:
+    """Whether the kernel kills all of a call at once: where its limits hold, memory.oom.group is set.
+
+    `oom_group_kill` is counted a moment after `oom_kill`, when this may be written already.
+    """
+    is_limited = record.get("limits") is not None and "memory" not in (record.get("not_enforced") or ())
+    return is_limited or _count(record, "oom_group_kill") > 0
+
+
 def _oom_killed(record: Record) -> tuple[list[str], str]:
-    is_group = _count(record, "oom_group_kill") > 0
-    who = "This call was killed, with all its processes" if is_group else "A process of this call was killed"
+    who = "This call was killed, with all its processes" if _dies_whole(record) else "A process was killed"
     limit, peak = (record.get("limits") or {}).get("memory"), record.get("memory_peak")
     used = "" if peak is None else f"; its peak was {show_size(peak)}"
     level = record.get("level")
@@ -225,7 +237,8 @@ def _stalled(record: Record) -> tuple[list[str], str]:
 
 
 def _killed(record: Record) -> tuple[list[str], str]:
-    return ["This call was killed, with all its processes, by the operator of this machine."], ""
+    why = _KILLERS.get(str(record.get("killed_by")), "from outside")
+    return [f"This call was killed, with all its processes, {why}."], ""
 
 
 _TEXTS = {

@@ -52,15 +52,6 @@ def exists(path: str) -> bool:
     return True
 
 
-def rotate(path: str, limit: int) -> None:
-    """Make room: a file larger than `limit` bytes becomes `path.1`. Raises OSError."""
-    try:
-        if posix.stat(path, follow_symlinks=False).st_size > limit:
-            posix.rename(path, path + ".1")
-    except FileNotFoundError:
-        return
-
-
 def append_line(path: str, line: str) -> None:
     """Append one line in a single write to a file that only root can read. Raises OSError."""
     flags = (

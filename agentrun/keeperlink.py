@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,21 @@ from agentrun.paths import Paths
 _RUN = "import sys; sys.path.insert(0, sys.argv[1]); from agentrun.keeper import main; main(int(sys.argv[2]))"
 _RESTART_S = 0.2
 _REAP_S = 0.02
-_ANSWER_S = 0.05  # a keeper answers in far less; who waits for it goes on after this
+_PATIENCE_S = 0.25  # a keeper answers in a hundredth of it; who has to wait for a text goes on after this
+_ANSWER_S = 2.0  # one that still has not answered has been killed by its alarm, or holds nothing
 _BUFFER = 1 << 20
 
 Answer = Callable[[str | None], None]
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A text on its way: what follows it, who wants to know, and the timers for when nobody answers."""
+
+    then: Callable[[], None]
+    answer: Answer
+    late: Timer
+    lost: Timer
 
 
 class KeeperLink:
@@ -35,7 +47,7 @@ class KeeperLink:
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._number = 0
-        self._waiting: dict[int, tuple[Answer, Timer]] = {}
+        self._waiting: dict[int, _Waiting] = {}
         self._is_closed = False
 
     @property
@@ -77,21 +89,30 @@ class KeeperLink:
         """Nothing more will be said to a call."""
         self._send({"call": call, "do": "drop"})
 
-    def tell(self, call: str, text: str, answer: Answer) -> None:
-        """Write a text to a call's stderr; `answer` soon gets None once it is there, else why it is not."""
+    def tell(self, call: str, text: str, then: Callable[[], None], answer: Answer) -> None:
+        """Write a text to a call's stderr.
+
+        `then` follows when the text is there or cannot be, and soon in any case; `answer` gets None once
+        the text is there, else why it is not.
+        """
         self._number += 1
         number = self._number
-        late = self._loop.later(_ANSWER_S, lambda: self._answered(number, "the keeper did not answer"))
-        self._waiting[number] = (answer, late)
+        late = self._loop.later(_PATIENCE_S, then)
+        lost = self._loop.later(_ANSWER_S, lambda: self._answered(number, "the keeper did not answer"))
+        self._waiting[number] = _Waiting(then, answer, late, lost)
         if not self._send({"call": call, "do": "tell", "text": text, "number": number}):
             self._answered(number, "no keeper")
 
     def _answered(self, number: int, why: str | None) -> None:
-        answer, timer = self._waiting.pop(number, (None, None))
-        if timer is not None:
-            self._loop.cancel(timer)
-        if answer is not None:
-            answer(why)
+        waiting = self._waiting.pop(number, None)
+        if waiting is None:
+            return
+        is_late = waiting.late.action is None
+        self._loop.cancel(waiting.late)
+        self._loop.cancel(waiting.lost)
+        waiting.answer(why)
+        if not is_late:
+            waiting.then()
 
     def _send(self, message: dict[str, Any], pidfd: int | None = None) -> bool:
         if self._socket is None:

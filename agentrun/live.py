@@ -23,6 +23,7 @@ class Call:
     owner_pidfd: int | None = None
     main_pidfd: int | None = None
     status: int | None = None
+    unsaved: dict[str, Any] = field(default_factory=dict)  # for its record, not in its state file yet
     ended_at: float | None = None
     tries: int = 0
     looks: int = 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import posix
 import time
 
-from agentrun import fastjson, files
+from agentrun import fastjson, files, journal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,8 +31,7 @@ def warn(paths: Paths, message: str, **fields: object) -> None:
     for name, value in fields.items():
         record[name] = value[:_VALUE_LIMIT] if isinstance(value, str) else value
     try:
-        files.rotate(paths.log, _SIZE_LIMIT)
-        files.append_line(paths.log, fastjson.dumps(record))
+        journal.append(paths.log, fastjson.dumps(record), _SIZE_LIMIT)
     except OSError:
         return  # the disk is full or read-only: there is no better place left to say so
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from agentrun.ingest import text_of
 
-_HIGHEST = "\U0010ffff"  # sorts behind all that begins the same
+_HIGHEST = "\U0010ffff"  # no character: sorts behind all that begins the same
 _EXACT = ("tier", "verdict", "exec_id")
 _BEGINS = {"id_prefix": "id", "container": "container"}
 _COLUMNS = "seq, id, record"

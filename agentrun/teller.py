@@ -101,7 +101,7 @@ class Teller(Part):
         if told is None or told.has(event):
             then()
         else:
-            self._tell(call, told, event, self._record(call), then)
+            self._tell(call, told, event, records.glance(call.state, call.cgroup), then)
 
     def is_told(self, call: Call, event: str) -> bool:
         """Whether there is nothing to tell of that event any more."""
@@ -127,9 +127,8 @@ class Teller(Part):
             told.waiting -= 1
             note["delivered"], note["why"] = why is None, why
             self.daemon.note(call, feedback=told.notes)
-            then()
 
-        self.link.tell(call.id, text, answered)
+        self.link.tell(call.id, text, then, answered)
 
     def is_done(self, call: Call) -> bool:
         """A call too short to be seen running is told now; answers come soon in any case."""

@@ -27,7 +27,7 @@ render() {
 	mv -f "$2.new" "$2"
 }
 
-for package in agentrun agentrun/bpf agentrun/controller; do
+for package in agentrun agentrun/bpf agentrun/controller agentrun/replay; do
 	install -d -m 0755 "$bin" "$lib/$package"
 	for module in "$package"/*.py; do
 		place "$module" "$lib/$module" 0644

@@ -104,6 +104,8 @@ def test_policy_decides_about_a_call(policy_box):
     state = json.loads(slot_file(policy_box, 0).read_text())
     assert (state["class"], state["rule"], state["limits"]["pids"]) == ("test", "tests", 50)
     assert len(state["policy"]) == 16 and state["command"]["name"] == "pytest"
+    assert (state["care"], state["tty"]) == ({"feedback": "on", "background": "demote", "stall": None}, False)
+    assert state["ceilings"]["pids"] == 77
     policy_box.run(*root(policy_box), "exec", "box", "env", "AGENTRUN_INTENT=class=small", "pytest")
     states = [json.loads(slot_file(policy_box, n).read_text()) for n in (0, 1) if slot_files(policy_box, n)]
     assert "small" in [state["class"] for state in states]
@@ -122,7 +124,7 @@ def test_skipped_call_is_left_alone(policy_box):
 def test_observed_call_has_a_cgroup_and_no_limits(policy_box, cgroup_dir):
     policy_box.run(*root(policy_box), "exec", "box", "watchme")
     state = json.loads(slot_file(policy_box, 0).read_text())
-    assert (state["mode"], state["limits"]) == ("observe", None)
+    assert (state["mode"], state["limits"], state["care"]) == ("observe", None, {"feedback": "off"})
     assert "--cgroup" in policy_box.recording().all("argv")
 
 

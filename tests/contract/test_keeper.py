@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from node import Node, wait_for
+from node import Node, keeper, wait_for
 
 ON = {"feedback": "on"}
-SOON_S = 1.6  # the alarm is due after a second
+SOON_S = 2.5  # the alarm is due after a second; the rest is for a busy machine
 
 
 class Stderr:
@@ -52,13 +52,6 @@ def speaking(node: Node, stderr: Stderr, *command: str, **state: Any) -> str:
     call_id = node.call(*command, stderr=stderr.writing, **{"care": ON, **state})
     stderr.started()
     return call_id
-
-
-def keeper(node: Node) -> int:
-    """The process that holds copies."""
-    assert node.daemon
-    children = Path(f"/proc/{node.daemon.pid}/task/{node.daemon.pid}/children")
-    return int(wait_for(lambda: children.read_text().split(), "the keeper")[0])
 
 
 def holds_pipe(pid: int) -> bool:
@@ -129,23 +122,23 @@ def test_full_pipe_is_not_waited_for(node, stderr):
 
 def test_background_process_keeps_stderr_open_and_we_do_not(node, stderr):
     node.start()
-    script = "sleep 3 2>/dev/null & sleep 0.3"
+    script = "sleep 8 2>/dev/null & sleep 1"
     speaking(node, stderr, "sh", "-c", script)
     pid = wait_until_held(node)
-    assert stderr.ends_within(2)
+    assert stderr.ends_within(4)
     assert not holds_pipe(pid)
 
 
 def test_stopped_daemon_keeps_nobody_waiting(node, stderr):
     node.start()
-    speaking(node, stderr, "sleep", "0.6")
+    speaking(node, stderr, "sleep", "2")
     wait_until_held(node)
     assert node.daemon
     node.daemon.send_signal(signal.SIGSTOP)
     try:
         began = time.monotonic()
-        assert stderr.ends_within(5)
-        assert time.monotonic() - began < 0.6 + SOON_S
+        assert stderr.ends_within(10)
+        assert time.monotonic() - began < 2 + SOON_S
     finally:
         node.daemon.send_signal(signal.SIGCONT)
 
@@ -164,7 +157,7 @@ def test_ended_daemon_lets_go_at_once(node, stderr, number):
 @pytest.mark.parametrize("stop_daemon", [False, True], ids=["keeper", "both"])
 def test_stopped_keeper_is_killed_by_its_alarm(node, stderr, stop_daemon):
     node.start()
-    speaking(node, stderr, "sleep", "0.3")
+    speaking(node, stderr, "sleep", "2")
     pid = wait_until_held(node)
     assert node.daemon
     if stop_daemon:
@@ -172,8 +165,8 @@ def test_stopped_keeper_is_killed_by_its_alarm(node, stderr, stop_daemon):
     os.kill(pid, signal.SIGSTOP)
     try:
         began = time.monotonic()
-        assert stderr.ends_within(5)
-        assert time.monotonic() - began < 0.3 + SOON_S
+        assert stderr.ends_within(10)
+        assert time.monotonic() - began < 2 + SOON_S
     finally:
         node.daemon.send_signal(signal.SIGCONT)
 

@@ -20,6 +20,7 @@ TREE = Path(__file__).parents[2]
 POLICY = Path("/etc/agentrun/policy.d/10-controller.yaml")
 SLICE = Path("/run/systemd/system/agentruntest.slice")
 LIMIT = "600M"
+SLOW_S = 150  # of an emulated machine that is busy
 # Takes MEGABYTES in steps of 2 with a pause, and holds them a while.
 HOG = """
 import sys, time
@@ -92,9 +93,15 @@ def run_together(engine: Engine, wanted: dict[str, tuple[str, str, int]]) -> dic
         started[name] = start_call(engine, container, *hog(megabytes), env=env)
     codes = {}
     for name, process in started.items():
-        process.communicate(timeout=200)
+        process.communicate(timeout=2 * SLOW_S)
         codes[name] = process.returncode
     return codes
+
+
+def end(process: subprocess.Popen[str]) -> int:
+    """Wait for a call; returns its exit code."""
+    process.communicate(timeout=SLOW_S)
+    return process.returncode
 
 
 PODS = {"low1": ("low1", "", 255), "low2": ("low2", "", 255), "high": ("high", "", 270)}
@@ -113,7 +120,7 @@ def records_of(container: str, began: float, count: int = 1) -> list[dict[str, A
         rows = [record for record in rows if record["start"] > began]
         return rows if len(rows) >= count else []
 
-    return wait_for(found, "the records")
+    return wait_for(found, "the records", SLOW_S)
 
 
 def done_to(record: dict[str, Any]) -> list[str]:
@@ -121,8 +128,10 @@ def done_to(record: dict[str, Any]) -> list[str]:
 
 
 def test_without_agentrund_the_kernel_kills(engine, pod):
+    agents = [engine.pid(name) for name in pod]
     codes = run_together(engine, PODS)
     assert 137 in codes.values() and oom_kills(CGROUP / SLICE.name) > 0
+    assert [engine.pid(name) for name in pod] == agents  # it killed calls
 
 
 def test_calls_of_the_low_tier_wait_and_all_finish(engine, pod, agentrund):
@@ -160,12 +169,12 @@ def test_calls_of_low_priority_wait_for_others_of_their_container(engine, agentr
 def test_where_low_holds_too_much_already_the_lowest_call_dies(engine, pod, agentrund):
     began = time.time()
     holder = start_call(
-        engine, "low1", "python3", "-c", "x = bytearray(450 << 20)\nimport time; time.sleep(100)"
+        engine, "low1", "python3", "-c", "x = bytearray(450 << 20)\nimport time; time.sleep(1000)"
     )
-    wait_for(lambda: usage() > 440 << 20, "low to hold it")
+    wait_for(lambda: usage() > 440 << 20, "low to hold it", SLOW_S)
     codes = run_together(engine, {"high": ("high", "", 250)})
     assert codes == {"high": 0}
-    assert holder.wait(timeout=60) == 137
+    assert end(holder) == 137
     record = records_of(pod["low1"], began)[0]
     assert (record["verdict"], record["level"], done_to(record)[-1]) == ("killed", "controller", "kill"), (
         record
@@ -181,13 +190,13 @@ def test_killed_agentrund_leaves_nobody_frozen(engine, pod):
     try:
         low = start_call(engine, "low1", *hog(250))
         high = start_call(engine, "high", *hog(280))
-        freeze = wait_for(frozen_calls, "a call to freeze")[0]
+        freeze = wait_for(frozen_calls, "a call to freeze", SLOW_S)[0]
         run("systemctl", "kill", "-s", "KILL", "agentrund")
         run("systemctl", "stop", "agentrund")
         assert freeze.read_text() == "0\n"
         (engine.cgroup("high") / "agentrun-calls/cgroup.kill").write_text("1")
-        assert high.wait(timeout=60) == 137
-        assert low.wait(timeout=100) == 0
+        assert end(high) in (137, 0)  # it may have been through already
+        assert end(low) == 0
     finally:
         run("systemctl", "stop", "agentrund")
 
@@ -198,10 +207,8 @@ def frozen_calls() -> list[Path]:
 
 
 def test_frozen_container_can_be_killed_and_removed(engine, pod, agentrund):
-    start_call(engine, "low1", *hog(300))
-    start_call(engine, "high", *hog(280))
-    wait_for(frozen_calls, "a call to freeze")
-    began = time.monotonic()
+    low, high = start_call(engine, "low1", *hog(250)), start_call(engine, "high", *hog(280))
+    wait_for(frozen_calls, "a call to freeze", SLOW_S)
     engine.rm("low1")
-    assert time.monotonic() - began < 60
+    assert (end(low), end(high)) == (137, 0)
     assert not list(CGROUP.glob(f"{SLICE.name}/docker-{pod['low1']}*"))

@@ -188,6 +188,22 @@ def test_call_of_an_engine_that_is_exempt_from_oom_kills_can_be_killed(box):
     assert done.returncode == 137
 
 
+def test_call_is_no_less_killable_than_the_agent(box):
+    """dockerd's shim has -998 and hands it down; what the kernel kills must not be the agent."""
+    command = (
+        *box.runtime,
+        "exec",
+        "-e",
+        f"PATH={PATH}",
+        box.id,
+        "cat",
+        "/proc/self/oom_score_adj",
+        "/proc/1/oom_score_adj",
+    )
+    call, agent = map(int, run("choom", "-n", "-998", "--", *command).stdout.split())
+    assert call >= agent
+
+
 def test_fork_storm_is_moved_completely(tmp_path):
     """A container that `run` started, and that forks all the time: the first call still finds its place."""
     bundle = Bundle(tmp_path / "bundle", "agentrun-crun", "storm")

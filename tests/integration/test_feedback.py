@@ -45,7 +45,8 @@ def test_own_memory_limit_is_told(engine):
     assert (note["event"], record["level"]) == ("oom-killed", "call")
     assert "its own memory limit of 64M" in note["text"]
     if engine.name == "docker":  # the shim reads to the end; conmon's race is measured below
-        assert note["delivered"] and told(record) in done.stderr and len(lines_of(done.stderr)) <= 6
+        assert note["why"] is None
+        assert told(record) in done.stderr and len(lines_of(done.stderr)) <= 6
 
 
 def test_container_limit_is_told_as_the_containers(engine):
@@ -99,6 +100,35 @@ def test_soft_limit_and_templates_and_switches_of_a_policy():
         assert [n["event"] for n in record["feedback"]] == ["timed-out"]
         done, record = call(engine, "sleep", "9", intent="class=mute")
         assert (done.stderr, record["verdict"], record["feedback"]) == ("", "timed-out", None)
+    finally:
+        engine.rm("box")
+        POLICY.unlink()
+        run("agentrunctl", "policy", "compile")
+
+
+THRASH = ("python3", "-c", "x = bytearray(150 << 20); print(len(x))")
+
+
+def test_call_that_only_waits_for_memory_is_told_or_killed_as_the_policy_says():
+    """Far above memory.high and without swap, the kernel makes every allocation wait."""
+    POLICY.parent.mkdir(parents=True, exist_ok=True)
+    POLICY.write_text(
+        "version: 1\ndefault-class: told\nclasses:\n"
+        "  told: {memory: {max: 250M, high: 40M}}\n"
+        "  killed: {memory: {max: 250M, high: 40M}, stall: {share: 50%, time: 4s, action: kill}}\n"
+    )
+    engine = Engine("docker", "crun")
+    run("agentrunctl", "policy", "compile")
+    engine.create("box", engine.wrapped, "-m", "300m", IMAGE, "sleep", "1000000")
+    try:
+        done, record = call(engine, *THRASH, intent="class=killed,time=2m")
+        assert (done.returncode, record["verdict"], record["level"]) == (137, "stalled", "call")
+        assert "All processes of this call waited for memory" in done.stderr
+        done, record = call(engine, *THRASH, intent="class=told,time=20s")
+        assert record["verdict"] in ("ok", "timed-out") and "memory-throttled" in record["flags"]
+        assert record["pressure"]["memory"]["full"] > 1_000_000
+        assert "throttled" in [note["event"] for note in record["feedback"]]
+        assert "slowed down by its memory limit at 40M" in done.stderr
     finally:
         engine.rm("box")
         POLICY.unlink()

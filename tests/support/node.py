@@ -153,6 +153,13 @@ class Node:
         return found
 
 
+def keeper(node: Node) -> int:
+    """The process that holds copies."""
+    assert node.daemon
+    children = Path(f"/proc/{node.daemon.pid}/task/{node.daemon.pid}/children")
+    return int(wait_for(lambda: children.read_text().split(), "the keeper")[0])
+
+
 @pytest.fixture
 def node(tmp_path) -> Iterator[Node]:
     mount = cgroup_mount()

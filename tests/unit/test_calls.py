@@ -210,9 +210,13 @@ def test_one_slot_is_harvested_alone(session, paths):
         session.take_slot(state())
     end_owner(paths, "call-0")
     end_owner(paths, "call-1")
-    assert session.harvest_slot("call-1")
+    own = str((session.read("call-1") or {}).get("id"))
+    assert not session.harvest_slot("call-1", "another")
+    assert session.harvest_slot("call-1", own, exit_code=4)
     assert session.slots() == ["call-0"]
-    assert not session.harvest_slot("call-1")
+    assert not session.harvest_slot("call-1", own)
+    with open(paths.records, encoding="utf-8") as file:
+        assert json.loads(file.read())["exit_code"] == 4
 
 
 def test_lock_that_somebody_keeps_is_waited_for_only_so_long(session, paths, monkeypatch):

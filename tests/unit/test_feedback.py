@@ -92,9 +92,9 @@ def test_oom_above_the_call_is_not_its_own_and_asking_would_not_help(level, word
 
 
 def test_a_killed_child_is_not_called_the_whole_call():
-    found = oom("session")
+    found = oom("session", not_enforced=["memory"])
     found["memory_events"]["oom_group_kill"] = 0
-    assert "A process of this call was killed:" in feedback.compose("oom-killed", found, {})
+    assert "A process was killed:" in feedback.compose("oom-killed", found, {})
 
 
 def test_time_limit_advises_only_what_is_possible():
@@ -106,12 +106,13 @@ def test_time_limit_advises_only_what_is_possible():
     assert asked_for(feedback.compose("timed-out", unknown, {})) == {}
 
 
-HAPPENED = {
+HAPPENED: dict[str, tuple[dict[str, Any], list[str]]] = {
     "nothing": ({}, []),
     "exit code 137": ({"exit_code": 137}, []),
     "killed by itself": ({"exit_code": 137, "signal": "SIGKILL"}, []),
     "with its container": ({"killed_by": "engine", "signal": "SIGKILL"}, []),
     "killed by the operator": ({"killed_by": "operator", "signal": "SIGKILL"}, ["killed"]),
+    "killed for others": ({"killed_by": "controller", "signal": "SIGKILL"}, ["killed"]),
     "oom": ({"memory_events": {"oom_kill": 1}}, ["oom-killed"]),
     "oom of others": ({"memory_events": {"oom": 1, "oom_kill": 0}}, []),
     "time": ({"timed_out": 5, "slow": 1}, ["timed-out"]),
@@ -152,6 +153,12 @@ def test_quiet_tells_only_of_kills():
 def test_throttled_says_how_long():
     text = feedback.compose("throttled", record(cpu_throttled_us=2_500_000), {})
     assert "limit of 1 CPUs: it waited 2.50s in 10s" in text and asked_for(text) == {"cpu": 2.0}
+
+
+@pytest.mark.parametrize("who, words", [("operator", "by the operator"), ("controller", "higher priority")])
+def test_killed_says_for_whom(who, words):
+    text = feedback.compose("killed", record(killed_by=who, signal="SIGKILL"), {})
+    assert words in text and text.count("\n") == 1
 
 
 def test_template_is_filled_in_once_and_cannot_be_injected():

@@ -187,3 +187,32 @@ def test_no_intent_gets_above_a_ceiling(intent, session, klass, tier):
         assert value >= min([floor, *around]) - 1
     for part in (plan.memory_high, plan.memory_low, plan.memory_min):
         assert part is None or plan.memory is None or part <= plan.memory
+
+
+def test_ceilings_are_the_most_that_an_intent_could_get():
+    klass = {"memory": {"default": MIB * 64, "max": GIB}, "cpu": {"max": 2.0}, "time": {"hard": 60}}
+    plan = plan_for(klass, session=Limits(512 * MIB, 4.0))
+    assert plan.ceilings == {
+        "memory": 512 * MIB,
+        "cpu": 2.0,
+        "pids": None,
+        "time": 60,
+        "session_memory": 512 * MIB,
+    }
+    best = plan_for(klass, session=Limits(512 * MIB, 4.0), intent=asked(1 << 62, 64.0, time=3600))
+    assert (best.memory, best.cpus, best.time_hard) == (512 * MIB, 2.0, 60)
+
+
+@given(
+    asked_for=st.integers(1, 1 << 40),
+    by_class=st.none() | st.integers(1, 1 << 40),
+    by_tier=st.none() | st.integers(1, 1 << 40),
+    of_session=st.none() | st.integers(1, 1 << 40),
+)
+def test_nothing_granted_exceeds_the_ceiling_but_for_the_floor(asked_for, by_class, by_tier, of_session):
+    klass = {"memory": {} if by_class is None else {"max": by_class}}
+    tier = {"memory": {} if by_tier is None else {"max": by_tier}}
+    plan = plan_for(klass, tier, Limits(of_session), asked(asked_for))
+    ceiling = plan.ceilings["memory"]
+    assert plan.memory is not None and ceiling is not None
+    assert plan.memory <= max(ceiling, MEMORY_FLOOR)

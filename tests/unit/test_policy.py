@@ -227,3 +227,34 @@ def test_broken_files_of_an_engine_only_leave_facts_out(tmp_path, broken):
 
 def test_unwrapping_is_what_rules_see(compiled):
     assert unwrap(["timeout", "5", "pytest"]).program == "pytest"
+
+
+@pytest.mark.parametrize(
+    ("mode", "session", "by_class", "expected"),
+    [
+        ("enforce", None, "on", "on"),
+        ("enforce", None, "quiet", "quiet"),
+        ("enforce", "quiet", "on", "quiet"),
+        ("enforce", "on", "quiet", "quiet"),
+        ("enforce", "off", "on", "off"),
+        ("observe", None, "on", "off"),
+        ("observe", "on", "on", "on"),
+        ("observe", "quiet", "on", "quiet"),
+    ],
+)
+def test_less_feedback_wins_and_observing_is_silent(mode, session, by_class, expected):
+    assert policy.feedback_of(mode, session, by_class) == expected
+
+
+def test_feedback_of_a_session_is_its_annotations_else_its_own():
+    compiled = compile_texts([("p", "version: 1\nsessions: [{feedback: quiet}]")])
+    for annotation, expected in (("off", "off"), ("on", "on"), ("nonsense", "quiet"), (None, "quiet")):
+        given_ = {} if annotation is None else {"agentrun.dev/feedback": annotation}
+        facts = SessionFacts(annotations=given_)
+        assert policy.select_session(compiled, "enforce", facts).feedback == expected
+
+
+def test_stall_rule_is_compiled():
+    text = "version: 1\nclasses: {a: {stall: {share: 60%, time: 1m, action: kill}, background: kill}}"
+    klass = compile_texts([("p", text)])["classes"]["a"]
+    assert klass == {"stall": {"share": 60.0, "time": 60.0, "action": "kill"}, "background": "kill"}

@@ -19,6 +19,8 @@ CASES: list[tuple[dict[str, Any], tuple[str | None, str | None]]] = [
     ({"exit_code": 137, "signal": "SIGKILL", "killed_by": "operator"}, ("killed", "operator")),
     ({"exit_code": 137, "signal": "SIGKILL", "timed_out": 5}, ("timed-out", "call")),
     ({"timed_out": 5}, ("timed-out", "call")),
+    ({"exit_code": 137, "signal": "SIGKILL", "stalled": {"action": "kill"}}, ("stalled", "call")),
+    ({"exit_code": 0, "stalled": {"action": "tell"}}, ("ok", None)),
     ({**OOM, "memory_events_local": {"oom": 1}, "exit_code": 0}, ("oom-killed", "call")),
     ({**OOM, **NOT_OWN, "oom_before": [0, 0], "oom_after": [1, 0]}, ("oom-killed", "session")),
     ({**OOM, **NOT_OWN, "oom_before": [1, 0], "oom_after": [1, 1]}, ("oom-killed", "above")),
@@ -62,3 +64,4 @@ def test_flags_say_what_slowed_it_down():
         "slow",
     ]
     assert flags({"cpu_throttled_us": 0, "memory_events": None}) == []
+    assert flags({"stalled": {"share": 90}, "background": {"action": "keep"}}) == ["stalled", "background"]

@@ -51,9 +51,12 @@ vm-test: bpf ## integration tests on real docker, podman, containerd, runc and c
 		"tests/integration/test_by_hand.py" \
 		"tests/integration/test_engines.py" \
 		"tests/integration/test_policy.py" \
-		"tests/integration/test_controller.py tests/integration/test_replay.py" \
+		"tests/integration/test_feedback.py" \
 		"tests/integration/test_edges.py tests/integration/test_daemon.py" \
-		"tests/integration/test_store.py tests/integration/test_bpf.py tests/integration/test_network.py"
+		"tests/integration/test_bpf.py tests/integration/test_network.py" \
+		"tests/integration/test_controller.py tests/integration/test_replay.py tests/integration/test_store.py" \
+		"tests/integration/test_memcg_ops.py" \
+		"--tcg-thread single tests/integration/test_scx.py"
 
 bench: $(VENV_STAMP) ## bare runtimes against agentrun; rewrites the table in docs/benchmarks.md
 	$(VENV)/bin/python tests/bench/bench.py

@@ -16,6 +16,10 @@ PREFIX = "[agentrun] "
 LINES = 6
 _WIDTH = 150  # six lines of four-byte characters still are less than PIPE_BUF
 _KILLS = ("oom-killed", "timed-out", "stalled", "killed")
+_KILLERS = {
+    "operator": "by the operator of this machine",
+    "controller": "because memory was short and calls of higher priority came first",
+}
 _SHARE = 0.1  # of its time, and...
 _SECONDS = 1.0  # ...this long at least: below, being slowed down is how limits work
 _WORTH_ASKING = 1.1  # times what it has
@@ -33,7 +37,7 @@ def events(record: Record) -> list[str]:
         found.append("timed-out")
     if record.get("stalled"):
         found.append("stalled")
-    if record.get("killed_by") == "operator":
+    if record.get("killed_by") in _KILLERS:
         found.append("killed")
     if found:
         return found  # that it was slow as well would not help
@@ -233,7 +237,8 @@ def _stalled(record: Record) -> tuple[list[str], str]:
 
 
 def _killed(record: Record) -> tuple[list[str], str]:
-    return ["This call was killed, with all its processes, by the operator of this machine."], ""
+    why = _KILLERS.get(str(record.get("killed_by")), "from outside")
+    return [f"This call was killed, with all its processes, {why}."], ""
 
 
 _TEXTS = {

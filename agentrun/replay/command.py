@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -109,6 +110,8 @@ def make_sessions(plans: Sequence[SessionPlan], memory: int | None) -> list[Sess
 
 def execute(request: Request) -> None:
     """Replay, print the table, write the reports. Raises AgentrunError."""
+    # Containers and cgroups are removed on the way out, of SIGTERM as of ^C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     wanted = [*(("normal", source) for source in request.traces), *request.tiers]
     sessions = [
         (tier, trace)

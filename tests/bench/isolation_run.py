@@ -14,6 +14,7 @@ import argparse
 import hashlib
 import json
 import random
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -190,6 +191,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Run what was asked for."""
     given = arguments()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # remove containers and cgroups on the way out
     traces = read_folder(given.traces) if given.traces else []
     for line in origin(traces):
         print("bench: trace", line)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -92,20 +94,37 @@ def workers() -> list[str]:
     return found
 
 
+@contextlib.contextmanager
+def running(*arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """A replay whose agent is up: (the replay, the agent's pid)."""
+    command = [sys.executable, "-c", "from agentrun.ctl import main; main()", "replay", "--engine", "process"]
+    with subprocess.Popen([*command, *arguments], cwd=TREE, stdout=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 30
+        while not (alive := workers()):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        time.sleep(0.5)
+        try:
+            yield process, int(alive[0].split("/")[2])
+        finally:
+            process.kill()
+
+
 def test_agent_that_is_killed_ends_its_session(tmp_path):
     out = tmp_path / "out.json"
-    code = "from agentrun.ctl import main; main()"
-    command = [sys.executable, "-c", code, "replay", "--engine", "process", "--out", str(out), FLAT]
-    running = subprocess.Popen(command, cwd=TREE, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 30
-    while not (alive := workers()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    time.sleep(0.5)
-    os.kill(int(alive[0].split("/")[2]), signal.SIGKILL)
-    assert running.wait(timeout=30) == 0
+    with running("--out", str(out), FLAT) as (process, agent):
+        os.kill(agent, signal.SIGKILL)
+        assert process.wait(timeout=30) == 0
     (session,) = json.loads(out.read_text())["sessions"]
     assert session["agent_killed"] and session["done_s"] is None
+    assert workers() == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_replay_that_is_ended_leaves_nothing(number):
+    with running(FLAT) as (process, _):
+        process.send_signal(number)
+        assert process.wait(timeout=30) != 0
     assert workers() == []
 
 

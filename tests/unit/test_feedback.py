@@ -112,6 +112,7 @@ HAPPENED: dict[str, tuple[dict[str, Any], list[str]]] = {
     "killed by itself": ({"exit_code": 137, "signal": "SIGKILL"}, []),
     "with its container": ({"killed_by": "engine", "signal": "SIGKILL"}, []),
     "killed by the operator": ({"killed_by": "operator", "signal": "SIGKILL"}, ["killed"]),
+    "killed for others": ({"killed_by": "controller", "signal": "SIGKILL"}, ["killed"]),
     "oom": ({"memory_events": {"oom_kill": 1}}, ["oom-killed"]),
     "oom of others": ({"memory_events": {"oom": 1, "oom_kill": 0}}, []),
     "time": ({"timed_out": 5, "slow": 1}, ["timed-out"]),
@@ -152,6 +153,12 @@ def test_quiet_tells_only_of_kills():
 def test_throttled_says_how_long():
     text = feedback.compose("throttled", record(cpu_throttled_us=2_500_000), {})
     assert "limit of 1 CPUs: it waited 2.50s in 10s" in text and asked_for(text) == {"cpu": 2.0}
+
+
+@pytest.mark.parametrize("who, words", [("operator", "by the operator"), ("controller", "higher priority")])
+def test_killed_says_for_whom(who, words):
+    text = feedback.compose("killed", record(killed_by=who, signal="SIGKILL"), {})
+    assert words in text and text.count("\n") == 1
 
 
 def test_template_is_filled_in_once_and_cannot_be_injected():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -384,3 +386,32 @@ def test_any_mix_settles_and_the_first_always_ends(mix):
     world = World(*actors)
     world.run(330)
     assert all(actor.ended_at for actor in actors)
+
+
+RECORDINGS = sorted((Path(__file__).parent / "snapshots").glob("*.jsonl"))
+
+
+def read_snapshot(line: str) -> Snapshot:
+    """A snapshot as `tests/bench/recording_daemon.py` writes them."""
+    raw = json.loads(line)
+    calls = tuple(
+        Call(**{**call, "rank": tuple(call["rank"]), "domains": tuple(call["domains"])})
+        for call in raw["calls"]
+    )
+    bounds = tuple(Bound(**bound) for bound in raw["bounds"])
+    return Snapshot(raw["now"], calls, tuple(Domain(**domain) for domain in raw["domains"]), bounds)
+
+
+@pytest.mark.parametrize("path", RECORDINGS, ids=lambda path: path.stem)
+def test_recorded_run_is_decided_as_it_was(path):
+    """A run of the real thing: LOW waits before the limit is near, never HIGH, and all go on at the end."""
+    waited, least = set(), LIMIT
+    for snapshot, _, decision in play([read_snapshot(line) for line in path.read_text().splitlines()]):
+        frozen = {key.split("/")[-3] for key in decision.memory.held if is_frozen(decision.memory, key)}
+        assert "high" not in frozen and not [a for a in decision.actions if a.what == "kill"]
+        alive = {call.key.split("/")[-3] for call in snapshot.calls}
+        least = min([least, *(domain.headroom for domain in snapshot.domains if domain.key != "host")])
+        if "high" not in alive and len(alive) == 1:
+            assert frozen == set()
+        waited |= frozen
+    assert waited == {"low1", "low2"} and least > 0

@@ -75,7 +75,7 @@ def run_in_vm() -> bytes:
         vm("up", *instance)
         if folder:
             send_traces(instance, Path(folder))
-        vm("ssh", *instance, "--", f"rm -f {GUEST_OUT}")
+        vm("ssh", *instance, "--", f": >{GUEST_OUT}")
         vm("run", *instance, "--env", "PYTHONPATH=/src", "--", *guest_command(bool(folder)))
         return vm("ssh", *instance, "--", f"cat {GUEST_OUT}", capture=True)
     finally:

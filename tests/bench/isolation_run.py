@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import random
 import signal
 import sys
@@ -54,7 +55,11 @@ def run_mix(arm: Arm, sessions: Sequence[SessionPlan], total: int, limit_s: floa
     made = [
         Session(
             plan,
-            Container(plan.name, {"agentrun.dev/tier": plan.tier}, files=arm.files(plan.tier, share)),
+            Container(
+                f"{plan.name}-{os.getpid()}",
+                {"agentrun.dev/tier": plan.tier},
+                files=arm.files(plan.tier, share),
+            ),
         )
         for plan in sessions
     ]

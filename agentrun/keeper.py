@@ -32,7 +32,7 @@ from agentrun import fastjson
 
 MESSAGE_LIMIT = 1 << 14
 TEXT_LIMIT = 4096  # PIPE_BUF: as much as a pipe takes as a whole or not at all (pipe.7)
-_GRACE_S = 0.15
+_GRACE_S = 0.4  # agentrund needs a few milliseconds; on a starved host a hundred times that
 _WRITE_S = 0.05
 _ROUND_S = 0.3
 _ALARM_S = 1.0

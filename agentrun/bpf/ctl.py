@@ -11,10 +11,10 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from agentrun import config
+from agentrun import config, scx
 from agentrun.bpf import modules, ringbuf
 from agentrun.errors import AgentrunError, BpfError
-from agentrun.paths import host_paths
+from agentrun.paths import Paths, host_paths
 from agentrun.terminal import plain
 
 
@@ -79,6 +79,11 @@ def show_status(as_json: bool) -> None:
         click.echo("events dropped: " + ", ".join(f"{name} {n}" for name, n in dropped.items() if n))
 
 
+def _load(paths: Paths, module: modules.Module) -> bool:
+    """Load one module; the scheduler has a way of its own, for the kernel may have thrown it out."""
+    return scx.load(paths) if module is scx.MODULE else modules.load(paths, module)
+
+
 @bpf.command()
 @click.argument("names", nargs=-1, metavar="[MODULE]...")
 @click.option(
@@ -95,7 +100,7 @@ def load(names: tuple[str, ...], at_boot: bool) -> None:
         try:
             if at_boot and modules.status(module).file is None:
                 continue
-            changed = modules.load(paths, module)
+            changed = _load(paths, module)
         except BpfError as error:
             failed.append(str(error))
             continue

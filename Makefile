@@ -13,7 +13,7 @@ VENV ?= .venv
 VENV_STAMP := $(VENV)/.installed
 VM := tests/vm/vm
 
-.PHONY: help install uninstall bpf demo test lint native-test vm-test bench bench-isolation clean
+.PHONY: help install uninstall bpf demo test lint native-test vm-test bench bench-isolation bench-scx clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -56,13 +56,16 @@ vm-test: bpf ## integration tests on real docker, podman, containerd, runc and c
 		"tests/integration/test_bpf.py tests/integration/test_network.py" \
 		"tests/integration/test_controller.py tests/integration/test_replay.py tests/integration/test_store.py" \
 		"tests/integration/test_memcg_ops.py" \
-		"--tcg-thread single tests/integration/test_scx.py"
+		"--tcg-thread single --env AGENTRUN_SCX_CYCLES=5 tests/integration/test_scx.py -m 'not figures'"
 
 bench: $(VENV_STAMP) ## bare runtimes against agentrun; rewrites the table in docs/benchmarks.md
 	$(VENV)/bin/python tests/bench/bench.py
 
 bench-isolation: $(VENV_STAMP) ## HIGH against LOW in eight arms, in the test VM (QUICK=1, TRACES=DIR, OUT=FILE)
 	$(VENV)/bin/python tests/bench/isolation.py
+
+bench-scx: bpf ## the CPU scheduler against EEVDF, in the test VM
+	$(VM) run --name bench-scx --tcg-thread single -- python3 -m pytest -s -m figures tests/integration/test_scx.py
 
 $(VENV_STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV) 2>/dev/null || { apt-get install -y -q python3-venv && $(PYTHON) -m venv $(VENV); }

@@ -88,6 +88,7 @@ def test_load_takes_every_task_over_and_unload_gives_them_back():
     assert not scx.state().enabled
 
 
+@pytest.mark.figures
 @pytest.mark.parametrize(("numbers", "cpus"), [((1, 1), [1]), ((1, 3), [1]), ((2, 2), []), ((4, 4), [])])
 def test_share_follows_weight_however_many_tasks_a_call_has(numbers, cpus):
     with cpuload.tree("scx-share", {"a": 300, "b": 100}) as groups:
@@ -100,6 +101,7 @@ def test_share_follows_weight_however_many_tasks_a_call_has(numbers, cpus):
     assert ours == pytest.approx(3.0, rel=0.10)
 
 
+@pytest.mark.figures
 def test_share_of_nested_groups_is_that_of_their_parents():
     with (
         cpuload.tree("scx-outer", {"a": 100, "b": 100}) as groups,
@@ -117,6 +119,7 @@ def test_share_of_nested_groups_is_that_of_their_parents():
     assert used[0] / used[1] == pytest.approx(1.0, rel=0.15)
 
 
+@pytest.mark.figures
 def test_weight_changed_while_it_runs_takes_effect():
     with (
         cpuload.tree("scx-weight", {"a": 100, "b": 100}) as groups,
@@ -129,6 +132,7 @@ def test_weight_changed_while_it_runs_takes_effect():
     assert used[0] / used[1] == pytest.approx(4.0, rel=0.15)
 
 
+@pytest.mark.figures
 def test_agent_wakes_at_least_twice_as_fast_under_load():
     with cpuload.tree("scx-wake", {"agentrun-agent": 100, "calls": 100}) as groups:
 
@@ -143,6 +147,7 @@ def test_agent_wakes_at_least_twice_as_fast_under_load():
     assert ours <= before / 2
 
 
+@pytest.mark.figures
 @pytest.mark.parametrize(
     ("what", "code", "amount"),
     [("a CPU burn", cpuload.COUNT, 3_000_000), ("a fork and exec storm", cpuload.SPAWN, 150)],
@@ -159,6 +164,7 @@ def test_throughput_without_contention_is_that_of_eevdf(what, code, amount):
     assert ours <= before * 1.15
 
 
+@pytest.mark.figures
 @pytest.mark.parametrize("cpus", [[0], [1], [0, 1]])
 def test_pinned_tasks_get_their_share_beside_those_that_are_not(cpus):
     with (
@@ -171,6 +177,7 @@ def test_pinned_tasks_get_their_share_beside_those_that_are_not(cpus):
     assert used[0] / used[1] == pytest.approx(1.0, rel=0.2)
 
 
+@pytest.mark.figures
 def test_cpu_max_holds_for_one_and_for_many_tasks():
     for tasks in (1, 4):
         with cpuload.tree("scx-max", {"a": 100}) as groups, scheduler():
@@ -180,6 +187,7 @@ def test_cpu_max_holds_for_one_and_for_many_tasks():
         assert used[0] / WINDOW_S == pytest.approx(0.5, rel=0.15)
 
 
+@pytest.mark.figures
 def test_cpu_max_of_a_parent_holds_for_all_below_and_can_be_lifted():
     with cpuload.tree("scx-max", {"a": 100, "b": 100}) as groups, scheduler():
         (groups["a"].parent / "cpu.max").write_text("40000 100000")

@@ -146,10 +146,50 @@ def _open_call(
     enabled = _enabled_controllers(container, config)
     if plan.cpuset is not None and layout.enable_cpuset(container):
         enabled.add("cpuset")
+    planned = plan.files() if decision.mode == "enforce" else []
+    state = _new_state(config, invocation, found, process, decision)
+    state["not_enforced"] = sorted({controller for controller, _, _ in planned if controller not in enabled})
+    name = _make_cgroup(container.child(layout.CALLS), live, state)
+    call = container.child(layout.CALLS).child(name)
+    try:
+        failed = _write_limits(call, [(file, value) for c, file, value in planned if c in enabled])
+        if decision.mode == "enforce":
+            failed += _limit_more(config, container, call, plan, enabled)
+        if "cpuset" not in enabled or "cpuset.cpus" in failed:
+            plan.cpuset = None  # as an affinity, CPUs that are not there would fail the exec (crun)
+        if failed:
+            live.note(name, state["id"], not_enforced=sorted({*state["not_enforced"], *failed}))
+    except Exception:
+        call.remove()
+        live.free_slot(name)
+        raise
+    return name
+
+
+def _limit_more(config: Config, container: Cgroup, call: Cgroup, plan: Plan, enabled: set[str]) -> list[str]:
+    """What is not one file of the call's cgroup; returns what this host did not take."""
+    failed = [] if netmark.mark(config, call, plan.net) else ["network"]
+    if plan.io_max and "io" in enabled:
+        failed += _limit_devices(call, plan.io_max)
+    if plan.memory_min or plan.memory_low:
+        layout.protect_calls(container.child(layout.CALLS))
+    return failed
+
+
+def _new_state(
+    config: Config,
+    invocation: Invocation,
+    found: Container,
+    process: processdoc.Process,
+    decision: Decision,
+) -> dict[str, Any]:
+    """What is known of a call before it begins: its state file, and most of its record."""
+    container, plan = Cgroup(found.cgroup), decision.plan
+    assert plan is not None
     enforced = decision.mode == "enforce"
-    planned = plan.files() if enforced else []
     pid_file = invocation.last("pid-file")
-    state: dict[str, Any] = {
+    stored = config.policy.get("record_command", "name")
+    return {
         "id": records.new_id(),
         "container": found.container_id,
         "root": found.root,
@@ -158,9 +198,7 @@ def _open_call(
         "pid_file": _absolute(pid_file),
         "oom_before": records.oom_counts(container),
         "calls": container.child(layout.CALLS).path,
-        "command": records.describe_command(
-            process.argv, decision.command.program, config.policy.get("record_command", "name")
-        ),
+        "command": records.describe_command(process.argv, decision.command.program, stored),
         "mode": decision.mode,
         "policy": config.policy["hash"],
         "session": decision.session.why,
@@ -174,28 +212,8 @@ def _open_call(
         "ceilings": plan.ceilings,
         "tty": process.tty,
         "care": _care(config, decision),
-        "not_enforced": sorted({c for c, _, _ in planned if c not in enabled}),
         "start": time.time(),
     }
-    name = _make_cgroup(container.child(layout.CALLS), live, state)
-    call = container.child(layout.CALLS).child(name)
-    try:
-        failed = _write_limits(call, [(file, value) for c, file, value in planned if c in enabled])
-        if enforced and not netmark.mark(config, call, plan.net):
-            failed.append("network")
-        if enforced and plan.io_max and "io" in enabled:
-            failed += _limit_devices(call, plan.io_max)
-        if enforced and (plan.memory_min or plan.memory_low):
-            layout.protect_calls(container.child(layout.CALLS))
-        if "cpuset" not in enabled or "cpuset.cpus" in failed:
-            plan.cpuset = None  # as an affinity, CPUs that are not there would fail the exec (crun)
-        if failed:
-            live.note(name, state["id"], not_enforced=sorted({*state["not_enforced"], *failed}))
-    except Exception:
-        call.remove()
-        live.free_slot(name)
-        raise
-    return name
 
 
 def _care(config: Config, decision: Decision) -> dict[str, Any]:

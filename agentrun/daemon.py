@@ -20,6 +20,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 from agentrun import calls, files, inotify, log, processes, systemd, verdict
 from agentrun.background import Background
@@ -272,13 +273,17 @@ class Daemon(Loop):
         if not all(part.is_done(call) for part in self.parts):
             self.later(_STATUS_RETRY_S, lambda: self._check_end(call))
             return
-        network = self._net_counts.note(call.cgroup.path, call.state.get("limits"))
+        network = self.network_of(call)
         self._forget(call)
         session = self.open(call.where)
         if session is not None:
             with contextlib.closing(session):
                 session.harvest_slot(call.slot, call.id, **call.unsaved, **network, end=call.ended_at)
             self.ingester.soon()
+
+    def network_of(self, call: Call) -> dict[str, Any]:
+        """What the record of a call will say of its network so far: `network`, or nothing."""
+        return self._net_counts.note(call.cgroup.path, call.state.get("limits"))
 
     def _forget(self, call: Call) -> None:
         call.over = True

@@ -41,6 +41,8 @@ def events(record: Record) -> list[str]:
         found.append("killed")
     if found:
         return found  # that it was slow as well would not help
+    if _denied_count(record):
+        found.append("denied")
     if record.get("slow"):
         found.append("slow")
     if _memory_wait(record) is not None or _cpu_wait(record) is not None:
@@ -236,6 +238,22 @@ def _stalled(record: Record) -> tuple[list[str], str]:
     return lines, _memory_advice(record)
 
 
+def _denied_count(record: Record) -> int:
+    """Attempts to use the network that the call's profile denied; 0 where nobody counts."""
+    return int((record.get("network") or {}).get("denied") or 0)
+
+
+def _denied(record: Record) -> tuple[list[str], str]:
+    count = _denied_count(record)
+    profile = "".join(c if c in _NAME else "?" for c in str((record.get("network") or {}).get("profile")))
+    what = "one attempt" if count == 1 else f"{count} attempts"
+    lines = [f"The network denied this call {what} to connect or send: its profile is {profile}."]
+    asked = ((record.get("intent") or {}).get("accepted") or {}).get("net")
+    if asked is not None and asked == profile:
+        return lines, f"It was asked for (net={asked}): leave that out if the command needs the network."
+    return lines, "Trying again does not help: do without, or use what this machine already has."
+
+
 def _killed(record: Record) -> tuple[list[str], str]:
     why = _KILLERS.get(str(record.get("killed_by")), "from outside")
     return [f"This call was killed, with all its processes, {why}."], ""
@@ -248,4 +266,5 @@ _TEXTS = {
     "throttled": _throttled,
     "stalled": _stalled,
     "killed": _killed,
+    "denied": _denied,
 }

@@ -110,7 +110,7 @@ class Teller(Part):
 
     def _record(self, call: Call) -> dict[str, Any]:
         """The record as it would be now: what is told is what it says."""
-        return records.make(call.slot, call.state, call.cgroup)
+        return records.make(call.slot, {**call.state, **self.daemon.network_of(call)}, call.cgroup)
 
     def _tell(
         self, call: Call, told: _Told, event: str, record: dict[str, Any], then: Callable[[], None]

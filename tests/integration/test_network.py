@@ -13,6 +13,9 @@ def test_agentrund_puts_the_network_of_a_call_into_its_record(engine):
     done, kept = call(engine, "python3", "-c", code, intent="net=none")
     assert done.returncode == 1 and "PermissionError" in done.stderr
     assert kept["network"] == {"profile": "none", "denied": 1, "tx_bytes": 0, "rx_bytes": 0}
+    assert [note["event"] for note in kept["feedback"]] == ["denied"]
+    if engine.name == "docker":  # conmon is gone with the command
+        assert "[agentrun] The network denied this call one attempt" in done.stderr
     done, free = call(engine, "python3", "-c", f"{code}; s.send(b'x' * 100)")
     assert done.returncode == 0, done.stderr
     assert free["network"] == {"profile": "default", "denied": 0, "tx_bytes": 128, "rx_bytes": 0}

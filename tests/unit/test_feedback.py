@@ -131,6 +131,9 @@ HAPPENED: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "throttled by cpu": ({"cpu_throttled_us": 2_000_000}, ["throttled"]),
     "throttled by cpu for a moment": ({"cpu_throttled_us": 900_000}, []),
+    "network denied": ({"network": {"profile": "none", "denied": 3}}, ["denied"]),
+    "network used": ({"network": {"profile": "open", "denied": 0, "tx_bytes": 9}}, []),
+    "killed, and network denied": ({"timed_out": 5, "network": {"denied": 3}}, ["timed-out"]),
     "stalled": ({"stalled": {"share": 90, "seconds": 30, "action": "tell"}}, ["stalled"]),
 }
 
@@ -159,6 +162,15 @@ def test_throttled_says_how_long():
 def test_killed_says_for_whom(who, words):
     text = feedback.compose("killed", record(killed_by=who, signal="SIGKILL"), {})
     assert words in text and text.count("\n") == 1
+
+
+def test_denied_says_how_often_and_whose_wish_that_was():
+    network = {"profile": "none", "denied": 3}
+    text = feedback.compose("denied", record(network=network), {})
+    assert "denied this call 3 attempts" in text and "its profile is none" in text and "net=" not in text
+    own = record(network={**network, "denied": 1}, intent={"accepted": {"net": "none"}})
+    text = feedback.compose("denied", own, {})
+    assert "one attempt" in text and "asked for (net=none)" in text
 
 
 def test_template_is_filled_in_once_and_cannot_be_injected():

@@ -67,7 +67,7 @@ def run(node: Node, count: int, rate: float, *command: str) -> set[str]:
     return set(out.split())
 
 
-def test_ten_thousand_calls_leave_nothing_behind(node):
+def test_calls_by_the_thousand_leave_nothing_behind(node):
     node.start()
     assert node.daemon
     daemon, held = node.daemon.pid, keeper(node)

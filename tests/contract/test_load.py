@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 from node import TREE, Node, keeper, wait_for
+
+from agentrun.client import Client
 
 BULK = TREE / "tests/support/bulk.py"
 LIVE = 1000
@@ -18,6 +22,7 @@ MANY = 10_000
 SECONDS = 40  # a machine that is busy otherwise gets through fewer
 GROWTH_KIB = 3 << 10
 RATE = 100
+KILLED_AMONG = 500
 AT_ONCE = 40
 UNPACED = 1e6
 
@@ -101,6 +106,26 @@ def test_a_hundred_calls_a_second_are_all_seen_to_their_end(node):
     codes = [record["exit_code"] for record in records]
     assert set(codes) <= {3, None}
     print(f"exit codes known: {codes.count(3)} of {len(codes)}")
+
+
+def test_daemon_killed_at_any_moment_of_500_calls_costs_no_record(node):
+    """A crash between two steps may write a line of the journal twice; whoever reads sees each call once."""
+    dice = random.Random(1)
+    node.start()
+    process = bulk(node, KILLED_AMONG, RATE // 2, AT_ONCE, "/bin/sh", "-c", "sleep 0.2; exit 3")
+    kills = 0
+    while process.poll() is None:
+        time.sleep(dice.uniform(0.1, 0.9))
+        node.stop(signal.SIGKILL)
+        node.start()
+        kills += 1
+    out, err = process.communicate()
+    assert (process.returncode, err) == (0, "") and kills >= 5
+    ids = out.split()
+    client = Client(node.paths)
+    wait_for(lambda: all(r["end"] for r in client.calls()), "the end of all", 30)
+    assert sorted(record["id"] for record in client.calls()) == sorted(ids) and len(ids) == KILLED_AMONG
+    assert not list((node.cgroup / "agentrun-calls").glob("call-*"))
 
 
 def test_a_thousand_live_calls_take_little_memory(node):

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from agentrun.daemon import Daemon
 
 
+_AGAIN_S = 0.05
+
+
 class Deadlines(Part):
     """Keeps the time limits of every live call."""
 
@@ -35,7 +38,12 @@ class Deadlines(Part):
             self.teller.tell(call, "slow")
 
     def _hard_limit(self, call: Call, seconds: float) -> None:
-        if call.over or not call.cgroup.is_populated():
+        if call.over:
+            return
+        if not call.cgroup.is_populated():
+            # On a busy host the runtime may take longer to place the process than the limit allows.
+            again = functools.partial(self._hard_limit, call, seconds)
+            call.timers.append(self.daemon.later(_AGAIN_S, again))
             return
         self.daemon.note(call, timed_out=seconds)
         self.teller.tell(call, "timed-out", functools.partial(kill, self.daemon, call))

@@ -96,6 +96,12 @@ def test_limit_that_passed_while_no_daemon_ran_is_kept_at_the_restart(node):
     assert node.record(call_id)["verdict"] == "timed-out"
 
 
+def test_limit_that_passed_before_the_process_was_placed_is_kept(node):
+    node.start()
+    call_id = node.call("sleep", "100", place_after_s=0.6, limits={"time_hard": 0.2})
+    assert node.record(call_id)["verdict"] == "timed-out"
+
+
 def test_call_in_time_is_not_killed(node):
     node.start()
     record = node.record(node.call("sleep", "0.3", limits={"time_soft": 5, "time_hard": 10}))

@@ -97,11 +97,13 @@ class Node:
         stderr: int | None = None,
         runtime: subprocess.Popen[bytes] | None = None,
         close_fds: bool = True,
+        place_after_s: float = 0,
         **state: Any,
     ) -> str:
         """Start a call as a runtime does (slot, cgroup, process, pid file, gone); returns its id.
 
-        A `runtime` that is given is used and left alive.
+        A `runtime` that is given is used and left alive. `place_after_s` is how long it takes between the
+        cgroup and the process.
         """
         session = calls.open_calls(self.paths, str(self.root / "runc"), "c1")
         assert session
@@ -120,6 +122,7 @@ class Node:
         session.close()
         cgroup = self.cgroup / "agentrun-calls" / slot
         cgroup.mkdir()
+        time.sleep(place_after_s)
         script = f'echo $$ >{cgroup}/cgroup.procs; exec "$@"'
         argv = ["sh", "-c", script, "sh", *command]
         process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=stderr, close_fds=close_fds)

@@ -68,7 +68,8 @@ bench-scx: bpf ## the CPU scheduler against EEVDF, in the test VM
 	$(VM) run --name bench-scx --tcg-thread single -- python3 -m pytest -s -m figures tests/integration/test_scx.py
 
 $(VENV_STAMP): pyproject.toml
-	$(PYTHON) -m venv $(VENV) 2>/dev/null || { apt-get install -y -q python3-venv && $(PYTHON) -m venv $(VENV); }
+	$(PYTHON) -m venv $(VENV) 2>/dev/null || { { apt-get install -y -q python3-venv || \
+		{ apt-get update -q && apt-get install -y -q python3-venv; }; } && $(PYTHON) -m venv $(VENV); }
 	$(VENV)/bin/python -m pip install -q --disable-pip-version-check -e '.[dev]'
 	touch $@
 

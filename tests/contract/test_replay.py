@@ -97,7 +97,12 @@ def workers() -> list[str]:
 @contextlib.contextmanager
 def running(*arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """A replay whose agent is up: (the replay, the agent's pid)."""
-    command = [sys.executable, "-c", "from agentrun.ctl import main; main()", "replay", "--engine", "process"]
+    # A background job of a shell is started with SIGINT ignored, and CI may be one.
+    script = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from agentrun.ctl import main; main()"
+    )
+    command = [sys.executable, "-c", script, "replay", "--engine", "process"]
     with subprocess.Popen([*command, *arguments], cwd=TREE, stdout=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 30
         while not (alive := workers()):

@@ -65,8 +65,13 @@ class Frozen:
 
     def freeze(self, cgroup: Path) -> None:
         """Freeze a call as a controller does."""
-        (cgroup / "cgroup.freeze").write_text("1")
-        wait_for(lambda: "frozen 1" in (cgroup / "cgroup.events").read_text(), "the call to freeze")
+
+        def frozen() -> bool:
+            # agentrund lets go once more of a call that is new to it: freeze it again.
+            (cgroup / "cgroup.freeze").write_text("1")
+            return "frozen 1" in (cgroup / "cgroup.events").read_text()
+
+        wait_for(frozen, "the call to freeze")
         release.mark(self.paths)
 
     def start(self) -> subprocess.Popen[bytes]:

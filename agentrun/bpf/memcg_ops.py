@@ -91,11 +91,23 @@ class MemcgOps:
             os.close(link)
 
     def detach(self, cgroup: str) -> None:
-        """Detach from a cgroup; one that is not attached is no error."""
+        """Detach from a cgroup before this returns; one that is not attached is no error.
+
+        Unlinking the pin alone detaches only after an RCU grace period and a work item (bpf_free_inode,
+        bpf_link_put), and until then the kernel refuses the next attachment with EBUSY.
+        """
+        path = self._link_path(cgroup)
         try:
-            os.unlink(self._link_path(cgroup))
-        except FileNotFoundError:
-            return
+            link = syscall.obj_get(path)
+        except BpfError as error:
+            if syscall.is_missing(error):
+                return
+            raise
+        try:
+            syscall.link_detach(link)
+        finally:
+            os.close(link)
+        os.unlink(path)
 
     def set_policy(self, cgroup: str, policy: MemcgPolicy) -> None:
         """Say what is wanted of a cgroup's subtree from now on."""

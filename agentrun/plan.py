@@ -26,6 +26,10 @@ PRIORITIES = {"low": 50, "normal": 100, "high": 200}  # percent of the class's w
 
 
 TIER_PRIORITY = 100
+# Seconds that a call may wait before it starts. docker gives a healthcheck's exec 30 s to start, and is the
+# least patient of the engines (docs/enforcement-memory.md).
+ADMISSION_WAIT = 10.0
+ADMISSION_WAIT_MOST = 20.0
 
 
 class Limits:
@@ -43,9 +47,9 @@ class Plan:
     """The decision for one call: sizes in bytes, `cpus` in CPUs, times in seconds, each None for none."""
 
     __slots__ = (
-        "background", "ceilings", "class_name", "cpu_weight", "cpus", "cpuset", "feedback", "io_max",
-        "io_weight", "memory", "memory_adaptive", "memory_high", "memory_low", "memory_min", "net", "pids",
-        "priority", "rank", "reasons", "stall", "time_hard", "time_soft",
+        "admission", "background", "ceilings", "class_name", "cpu_weight", "cpus", "cpuset", "feedback",
+        "io_max", "io_weight", "memory", "memory_adaptive", "memory_high", "memory_low", "memory_min", "net",
+        "pids", "priority", "rank", "reasons", "stall", "time_hard", "time_soft",
     )  # fmt: skip
 
     def __init__(self, class_name: str = "standard") -> None:
@@ -67,6 +71,8 @@ class Plan:
         self.priority = "normal"
         # [of its tier, its own] among all calls of the host; None where agentrund is not to adapt it.
         self.rank: list[int] | None = None
+        # {"wait": seconds, "then": "start" | "refuse"} where it may have to wait before it starts.
+        self.admission: dict[str, Any] | None = None
         self.feedback = "on"
         self.background = "demote"
         self.stall: dict[str, Any] | None = None
@@ -327,4 +333,17 @@ def make_plan(
     plan.stall = klass.get("stall")
     if policy.get("adapt", "on") == "on":
         plan.rank = [tier.get("priority", TIER_PRIORITY), PRIORITIES[plan.priority]]
+        _admission(plan, klass, tier)
     return plan
+
+
+def _admission(plan: Plan, klass: Any, tier: Any) -> None:
+    """How long the call may have to wait before it starts, while memory is short."""
+    own = tier.get("admission")
+    if own is None or not klass.get("may-wait", True):
+        return
+    wait = min(own.get("wait", ADMISSION_WAIT), ADMISSION_WAIT_MOST)
+    then = own.get("then", "start")
+    plan.admission = {"wait": wait, "then": then}
+    ends = "is refused" if then == "refuse" else "starts all the same"
+    plan.reasons.append(f"admission: waits up to {_show_time(wait)} while memory is short, then {ends}")

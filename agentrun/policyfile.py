@@ -15,11 +15,11 @@ from typing import Any
 import yaml
 
 from agentrun import netprofile
-from agentrun.plan import MEMORY_FLOOR, PIDS_FLOOR
+from agentrun.plan import ADMISSION_WAIT_MOST, MEMORY_FLOOR, PIDS_FLOOR
 from agentrun.policy import builtin
 from agentrun.policyspec import POLICY
 from agentrun.policytypes import Problem, Reading, suggestion
-from agentrun.units import show_size
+from agentrun.units import show_number, show_size
 
 _FILE_LIMIT = 4 << 20
 _BUILTIN_NETWORKS = (*netprofile.BUILTIN, *netprofile.UNRESTRICTED)
@@ -154,6 +154,11 @@ def _check_meaning(file: _File) -> None:
         _check_class(file, name, klass)
     for name, tier in file.content.get("tiers", {}).items():
         _check_floor(file, tier, "tiers", name)
+        wait = tier.get("admission", {}).get("wait")
+        if wait is not None and wait > ADMISSION_WAIT_MOST:
+            most = f"{show_number(ADMISSION_WAIT_MOST)}s"
+            text = f"is more than {most}: engines give up on an exec that takes longer to start"
+            file.complain(text, "tiers", name, "admission", "wait")
     for name, network in file.content.get("networks", {}).items():
         if name in _BUILTIN_NETWORKS:
             file.complain("is a name of a built-in profile", "networks", name)

@@ -6,7 +6,7 @@ made from them (`agentrunctl policy schema`, `agentrunctl policy reference`).
 
 from __future__ import annotations
 
-from agentrun.plan import TIER_PRIORITY, WEIGHT_MAX, WEIGHT_MIN
+from agentrun.plan import ADMISSION_WAIT, ADMISSION_WAIT_MOST, TIER_PRIORITY, WEIGHT_MAX, WEIGHT_MIN
 from agentrun.policy import ANNOTATION_KEYS, FEEDBACK, MODES
 from agentrun.policytypes import Key, Many, MapOf, Table
 from agentrun.policyvalues import (
@@ -24,12 +24,17 @@ from agentrun.policyvalues import (
     Text,
     User,
 )
+from agentrun.units import show_number
 
 VERSION = 1
 ENGINES = ("docker", "podman", "cri-o", "kubernetes", "containerd", "unknown")
-PLACEHOLDERS = ("name", "class", "limit", "peak", "asked", "level", "seconds", "advice", "session_limit")
+PLACEHOLDERS = (
+    "name", "class", "limit", "peak", "asked", "level", "seconds", "advice", "session_limit", "waited",
+)  # fmt: skip
 STORED = ("none", "hash", "name", "full")
-FEEDBACK_EVENTS = ("oom-killed", "timed-out", "slow", "throttled", "stalled", "killed", "denied", "refused")
+FEEDBACK_EVENTS = (
+    "oom-killed", "timed-out", "slow", "throttled", "stalled", "killed", "denied", "waited", "refused",
+)  # fmt: skip
 
 _WEIGHT = Count(WEIGHT_MIN, WEIGHT_MAX)
 _MEMORY = Amount("memory")
@@ -142,8 +147,31 @@ CLASS = Table(
             "kill",
         ),
         "stall": Key(STALL, "A call that only waits for memory (watched by agentrund)."),
+        "may-wait": Key(
+            Flag(),
+            "Whether calls of this class wait before they start, where their tier's do (`admission`).",
+            "true",
+            "false",
+        ),
         "selectable": Key(Flag(), "Whether an intent may choose this class.", "true", "false"),
         "description": Key(Text(), "For people.", "", "unit and integration tests"),
+    }
+)
+ADMISSION = Table(
+    {
+        "wait": Key(
+            Duration(),
+            f"Longest wait, at most {show_number(ADMISSION_WAIT_MOST)}s.",
+            f"{show_number(ADMISSION_WAIT)}s",
+            "5s",
+            "time",
+        ),
+        "then": Key(
+            Choice(("start", "refuse")),
+            "What follows when memory still is short: it starts all the same, or fails with a message.",
+            "start",
+            "refuse",
+        ),
     }
 )
 TIER = Table(
@@ -186,6 +214,13 @@ TIER = Table(
             "Who waits when memory gets short: calls of a tier with less before those of one with more.",
             str(TIER_PRIORITY),
             "200",
+        ),
+        "admission": Key(
+            ADMISSION,
+            "New calls of this tier wait before they start while memory is short (agentrund says so). `{}` "
+            "has the defaults.",
+            "no call waits",
+            "{wait: 10s}",
         ),
         "description": Key(Text(), "For people.", "", "paying tenants"),
     }

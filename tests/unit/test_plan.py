@@ -216,3 +216,18 @@ def test_nothing_granted_exceeds_the_ceiling_but_for_the_floor(asked_for, by_cla
     ceiling = plan.ceilings["memory"]
     assert plan.memory is not None and ceiling is not None
     assert plan.memory <= max(ceiling, MEMORY_FLOOR)
+
+
+def test_call_waits_only_where_its_tier_says_so_and_its_class_does_not_exempt_it():
+    assert plan_for().admission is None
+    defaults = plan_for(tier={"admission": {}})
+    assert defaults.admission == {"wait": 10.0, "then": "start"}
+    assert defaults.reasons[-1] == (
+        "admission: waits up to 10s while memory is short, then starts all the same"
+    )
+    strict = {"admission": {"wait": 2.5, "then": "refuse"}}
+    assert plan_for(tier=strict).admission == {"wait": 2.5, "then": "refuse"}
+    assert plan_for({"may-wait": False}, tier=strict).admission is None
+    assert plan_for(tier={"admission": {"wait": 999.0}}).admission == {"wait": 20.0, "then": "start"}
+    without = {**policy(tier=strict), "adapt": "off"}
+    assert make_plan(without, "c", "t", Limits(), HOST, asked()).admission is None

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from agentrun.paths import Paths
 
 PREFIX = "call-"
+WAITING = "wait-"  # and the id of a call that waits before it takes a slot
 SESSIONS = "sessions"
 _LOCK = "lock"
 _STATE_LIMIT = 1 << 20
@@ -127,6 +128,33 @@ class Calls:
         if not isinstance(state, dict):
             raise ValueError("no object")
         return state
+
+    def begin_waiting(self, state: dict[str, Any]) -> None:
+        """Show a call that waits before it starts. Raises StateError."""
+        owner = posix.getpid()
+        temporary = f".wait-{owner}"
+        try:
+            self._write(
+                temporary, fastjson.dumps({**state, "owner": [owner, start_ticks(owner)]}).encode("ascii")
+            )
+            posix.rename(temporary, WAITING + state["id"], src_dir_fd=self._fd, dst_dir_fd=self._fd)
+        except OSError as error:
+            raise StateError("show a waiting call in", self.where, error) from error
+
+    def end_waiting(self, call_id: str) -> None:
+        """Show it no more."""
+        self.free_slot(WAITING + call_id)
+
+    def waiting(self) -> list[dict[str, Any]]:
+        """The states of calls that wait before they start; those whose runtime was killed are forgotten."""
+        found = []
+        for name in sorted(posix.listdir(self._fd)):
+            state = self.read(name) if name.startswith(WAITING) else None
+            if state is not None and is_starting(state):
+                found.append(state)
+            elif state is not None:
+                self.free_slot(name)
+        return found
 
     def harvest(self, *, limit: int = _HARVEST_LIMIT, wait: bool = False) -> int:
         """Record and remove calls that ended; returns how many.

@@ -16,11 +16,12 @@ from __future__ import annotations
 import collections
 import heapq
 import os
+import signal
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from agentrun import calls, fastjson, history, store
+from agentrun import calls, fastjson, history, processes, store
 from agentrun.cgroup import Cgroup
 from agentrun.errors import AgentrunError, CallNotFoundError, StoreError
 from agentrun.history import Row
@@ -29,7 +30,7 @@ from agentrun.query import Query, matches
 
 __all__ = ("VERDICTS", "Client", "Query", "blame")
 
-VERDICTS = ("ok", "failed", "oom-killed", "timed-out", "stalled", "killed")
+VERDICTS = ("ok", "failed", "oom-killed", "timed-out", "stalled", "killed", "refused")
 _POLL_S = 0.05
 
 
@@ -44,6 +45,8 @@ def blame(record: Mapping[str, Any]) -> str | None:
         return None
     if verdict == "oom-killed":
         return "agent" if level == "call" else "infrastructure"
+    if verdict == "refused":
+        return "infrastructure"
     if verdict == "killed":
         return {"operator": "operator", "engine": "infrastructure", "controller": "infrastructure"}.get(
             str(level), "agent"
@@ -107,15 +110,18 @@ class Client:
         return row
 
     def kill(self, call_id: str | None = None, container: str | None = None) -> list[str]:
-        """Kill a running call, those of a container, or (neither given) all; returns their ids."""
+        """Kill a running or waiting call, those of a container, or (neither given) all; returns their ids."""
         killed = []
         for session in calls.open_all(self.paths):
+            killed += [
+                str(state["id"])
+                for state in session.waiting()
+                if _is_wanted(state, call_id, container) and _end_waiting(state)
+            ]
             for slot in session.slots():
                 state = session.read(slot) or {}
-                wanted = str(state.get("id")).startswith(call_id or "")
-                wanted &= str(state.get("container")).startswith(container or "")
                 cgroup = Cgroup(str(state.get("calls"))).child(slot)
-                if not wanted or not cgroup.is_populated():
+                if not _is_wanted(state, call_id, container) or not cgroup.is_populated():
                     continue
                 if session.note(slot, str(state["id"]), killed_by="operator"):
                     cgroup.write("cgroup.kill", "1")
@@ -134,6 +140,9 @@ class Client:
         """States of calls that have not ended, with what the kernel says of them now."""
         live = []
         for session in calls.open_all(self.paths):
+            # First those that wait: one that starts meanwhile is then met twice, and not missed.
+            nothing = dict.fromkeys(("slot", "cgroup", "memory_peak", "verdict", "end"))
+            live += [{**waiting, **nothing} for waiting in session.waiting()]
             for slot in session.slots():
                 state = session.read(slot)
                 if state is not None:
@@ -141,6 +150,26 @@ class Client:
                     measured = {"cgroup": cgroup.path, "memory_peak": cgroup.number("memory.peak")}
                     live.append({**state, "slot": slot, **measured, "verdict": None, "end": None})
         return live
+
+
+def _is_wanted(state: Mapping[str, Any], call_id: str | None, container: str | None) -> bool:
+    return str(state.get("id")).startswith(call_id or "") and str(state.get("container")).startswith(
+        container or ""
+    )
+
+
+def _end_waiting(state: Mapping[str, Any]) -> bool:
+    """End the runtime that waits with a call; whether it still was there."""
+    pidfd = processes.pidfd_of(*state["owner"])
+    if pidfd is None:
+        return False
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+    except ProcessLookupError:
+        return False
+    finally:
+        os.close(pidfd)
+    return True
 
 
 def _merge(finished: Iterator[Row], running: list[Row]) -> Iterator[Row]:

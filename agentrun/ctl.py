@@ -65,6 +65,9 @@ _LEVELS = {
 
 def _describe_end(record: dict[str, Any]) -> str:
     if record["end"] is None:
+        if record.get("waiting"):
+            left = max(0.0, float(record["waiting"]["until"]) - time.time())
+            return f"waiting to start ({left:.0f} s more at most)"
         return "running (left in the background)" if record.get("background") else "running"
     verdict, code = record.get("verdict"), record.get("exit_code")
     if not verdict:

@@ -322,6 +322,7 @@ class Daemon(Loop):
             self._check_end(call)
         self._watch_directory(self.sessions)
         for session in calls.open_all(self.paths):
+            session.waiting()  # forgets those whose runtime was killed
             session.forget_if_gone()
         self.later(_SWEEP_S, self._sweep)
 

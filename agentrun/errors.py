@@ -7,6 +7,7 @@
     ├── StoreError     the SQLite store of finished calls
     ├── CgroupError    a cgroup file or directory
     ├── BpfError       a BPF object, program, map, link or pin
+    ├── RefusedError   a call that the policy does not let start now
     └── HandoffError   no backend to hand off to
 
 Texts are `verb object: reason`. Engines grep runtime errors for phrases such as "permission denied" and
@@ -56,6 +57,10 @@ class StoreError(AgentrunError):
 
 class HandoffError(AgentrunError):
     """No backend can be executed."""
+
+
+class RefusedError(AgentrunError):
+    """The policy says that a call is not to start now; the text is for whoever made it."""
 
 
 class BpfError(AgentrunError):

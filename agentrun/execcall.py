@@ -15,6 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from agentrun import admission
     from agentrun.argv import Invocation
     from agentrun.config import Config
     from agentrun.container import Container
@@ -38,13 +39,20 @@ def prepare(paths: Paths, config: Config, invocation: Invocation, found: Contain
     decision = decide(config.policy, config.mode, facts, process, limits, surroundings.host_limits())
     if decision.plan is None:
         return []
+    state = _new_state(config, invocation, found, process, decision)
+    waited = _wait_for_room(paths, found, decision, state)
     try:
-        name = _live_call(paths, config, invocation, found, process, decision)
+        if waited is not None and not found.is_running():
+            return []  # it ended meanwhile; the backend says so in its own words
+        name = _live_call(paths, config, found, decision, state)
     except StateError as error:
         if error.errno != errno.ENOENT:
             raise
         # The session's directory was removed between opening it and using it: somebody tidied up.
-        name = _live_call(paths, config, invocation, found, process, decision)
+        name = _live_call(paths, config, found, decision, state)
+    finally:
+        if waited is not None:
+            waited.forget()
     if name is None:
         return []
     if decision.mode == "enforce":
@@ -53,13 +61,31 @@ def prepare(paths: Paths, config: Config, invocation: Invocation, found: Contain
     return ["--cgroup", f"{layout.CALLS}/{name}"]
 
 
+def _wait_for_room(
+    paths: Paths, found: Container, decision: Decision, state: dict[str, Any]
+) -> admission.Waited | None:
+    """Wait where the policy says so and memory is short; then the call starts now. Raises RefusedError."""
+    plan = decision.plan
+    assert plan is not None
+    # One stat(2) is all that it costs while there is room.
+    if plan.admission is None or decision.mode != "enforce" or not files.exists(paths.gate):
+        return None
+    from agentrun import admission
+
+    try:
+        waited = admission.admit(paths, found, state, plan.admission)
+    except (OSError, StateError) as error:
+        log.warn(paths, "call does not wait for room", container=found.container_id, error=str(error))
+        return None
+    if waited is not None:
+        state["waited"] = waited.describe(found.cgroup)
+        state["start"] = time.time()
+        state["oom_before"] = records.oom_counts(Cgroup(found.cgroup))
+    return waited
+
+
 def _live_call(
-    paths: Paths,
-    config: Config,
-    invocation: Invocation,
-    found: Container,
-    process: processdoc.Process,
-    decision: Decision,
+    paths: Paths, config: Config, found: Container, decision: Decision, state: dict[str, Any]
 ) -> str | None:
     """Record calls before this one, and make this one; returns its slot's name."""
     live = calls.open_calls(paths, found.root, found.container_id)
@@ -72,7 +98,7 @@ def _live_call(
             live.harvest()
         if not is_alive and files.exists(paths.holding):
             _release(paths)
-        return _open_call(config, invocation, found, live, process, decision)
+        return _open_call(config, found, live, decision, state)
     finally:
         live.close()
 
@@ -133,12 +159,7 @@ def _enabled_controllers(container: Cgroup, config: Config) -> set[str]:
 
 
 def _open_call(
-    config: Config,
-    invocation: Invocation,
-    found: Container,
-    live: calls.Calls,
-    process: processdoc.Process,
-    decision: Decision,
+    config: Config, found: Container, live: calls.Calls, decision: Decision, state: dict[str, Any]
 ) -> str:
     """Take a slot, make the call's cgroup and write its limits; returns the slot's name."""
     container, plan = Cgroup(found.cgroup), decision.plan
@@ -147,7 +168,6 @@ def _open_call(
     if plan.cpuset is not None and layout.enable_cpuset(container):
         enabled.add("cpuset")
     planned = plan.files() if decision.mode == "enforce" else []
-    state = _new_state(config, invocation, found, process, decision)
     state["not_enforced"] = sorted({controller for controller, _, _ in planned if controller not in enabled})
     name = _make_cgroup(container.child(layout.CALLS), live, state)
     call = container.child(layout.CALLS).child(name)

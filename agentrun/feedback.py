@@ -47,6 +47,8 @@ def events(record: Record) -> list[str]:
         found.append("slow")
     if _memory_wait(record) is not None or _cpu_wait(record) is not None:
         found.append("throttled")
+    if _waited(record) >= _SECONDS:
+        found.append("waited")
     return found
 
 
@@ -60,11 +62,21 @@ def is_wanted(mode: str, event: str, record: Record) -> bool:
 
 def compose(event: str, record: Record, templates: Mapping[str, str]) -> str:
     """The block for one event: lines that begin with `[agentrun] ` and end with a newline."""
-    lines, advice = _TEXTS[event](record)
-    template = templates.get(event)
-    text = _fill(template, record, advice) if template else "\n".join([*lines, advice])
+    text = _text(event, record, templates)
     wrapped = [part for line in text.split("\n") for part in textwrap.wrap(_clean(line), _WIDTH)]
     return "".join(f"{PREFIX}{line}\n" for line in wrapped[:LINES])
+
+
+def sentence(event: str, record: Record, templates: Mapping[str, str]) -> str:
+    """The same as one line of a runtime's error message, without a prefix."""
+    words = _text(event, record, templates).split()
+    return textwrap.shorten(_clean(" ".join(words)), _WIDTH * LINES)
+
+
+def _text(event: str, record: Record, templates: Mapping[str, str]) -> str:
+    lines, advice = _TEXTS[event](record)
+    template = templates.get(event)
+    return _fill(template, record, advice) if template else "\n".join([*lines, advice])
 
 
 def _clean(text: str) -> str:
@@ -83,6 +95,7 @@ def _fill(template: str, record: Record, advice: str) -> str:
         "asked": _size(asked) if isinstance(asked, (int, float)) else "nothing",
         "level": str(record.get("level")),
         "seconds": show_number(_ran(record)),
+        "waited": show_number(_waited(record)),
         "advice": advice,
         "session_limit": _size(_ceiling(record, "session_memory")),
     }
@@ -259,6 +272,36 @@ def _killed(record: Record) -> tuple[list[str], str]:
     return [f"This call was killed, with all its processes, {why}."], ""
 
 
+def _waited(record: Record) -> float:
+    """Seconds that a call waited before it started."""
+    return float((record.get("waited") or {}).get("seconds") or 0)
+
+
+_SHORT = {
+    "host": "this machine was short of memory",
+    "session": "the container was short of memory",
+    "above": "what runs beside this container was short of memory",
+}
+
+
+def _wait_text(record: Record) -> str:
+    """How long it waited, and whose memory was short."""
+    short = _SHORT.get(str((record.get("waited") or {}).get("level")), "memory was short")
+    return f"waited {show_number(round(_waited(record), 1))}s before it could start, because {short}"
+
+
+def _waited_text(record: Record) -> tuple[list[str], str]:
+    lines = [f"This call {_wait_text(record)} and others came first."]
+    if (record.get("waited") or {}).get("outcome") == "bound":
+        return lines, "It still is: use little memory, or this call may be slowed down or killed."
+    return lines, ""
+
+
+def _refused(record: Record) -> tuple[list[str], str]:
+    lines = [f"This call was refused and did not run: it {_wait_text(record)} and still is."]
+    return lines, "Nothing is wrong with the command: run it again in a while, and fewer commands at once."
+
+
 _TEXTS = {
     "oom-killed": _oom_killed,
     "timed-out": _timed_out,
@@ -267,4 +310,6 @@ _TEXTS = {
     "stalled": _stalled,
     "killed": _killed,
     "denied": _denied,
+    "waited": _waited_text,
+    "refused": _refused,
 }

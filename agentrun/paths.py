@@ -21,6 +21,7 @@ class Paths:
         "cgroup_root",
         "compiled",
         "config",
+        "gate",
         "holding",
         "log",
         "marker",
@@ -47,6 +48,7 @@ class Paths:
         self.log = root + "/var/log/agentrun.log"
         self.marker = self.run + "/bypassed"
         self.holding = self.run + "/holding"  # there while agentrund's controller may hold calls back
+        self.gate = self.run + "/gate"  # there while agentrund lets some calls wait before they start
         self.cgroup_root = cgroup_root
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 VERSION = 1
 _PLANNED = (
     "mode", "policy", "session", "tier", "class", "rank", "rule", "intent", "limits", "ceilings", "reasons",
-    "not_enforced",
+    "not_enforced", "waited",
 )  # fmt: skip
 # What agentrund notes in the state of a call while that runs.
 NOTES = (
@@ -81,18 +81,19 @@ def _cut(words: list[str]) -> list[str]:
     return kept
 
 
-def make(slot: str, state: dict[str, Any], call: Cgroup) -> dict[str, Any]:
+def make(slot: str | None, state: dict[str, Any], call: Cgroup) -> dict[str, Any]:
     """The record of a call whose cgroup was found empty.
 
     With agentrund, `end` is when its last process was gone. Without, the kernel does not keep that, and
     `end` is when the cgroup was found empty: an upper bound (`end_is` says which). Measurements are null
-    where the cgroup had vanished before (systemd removes a stopped container's scope with all below it).
+    where the cgroup had vanished before (systemd removes a stopped container's scope with all below it), and
+    where the call was refused before it had one; `slot` is None then.
     """
     record = {
         "version": VERSION,
         **{key: state.get(key) for key in ("id", "container", "root", "backend", "exec_id")},
         "slot": slot,
-        "cgroup": call.path,
+        "cgroup": None if slot is None else call.path,
         "command": state.get("command"),
         **{key: state.get(key) for key in _PLANNED},
         "start": state.get("start"),

@@ -29,11 +29,12 @@ def mark(paths: Paths) -> None:
 
 
 def unmark(paths: Paths) -> None:
-    """Say that no call is held any more."""
-    try:
-        posix.unlink(paths.holding)
-    except FileNotFoundError:
-        return
+    """Say that no call is held any more, nor kept from starting."""
+    for path in (paths.gate, paths.holding):
+        try:
+            posix.unlink(path)
+        except FileNotFoundError:
+            continue
 
 
 def is_marked(paths: Paths) -> bool:

@@ -11,7 +11,7 @@ import posix
 from agentrun import argv, calls, config, container, execcall, handoff, layout, log, paths, session
 from agentrun import policy as policies
 from agentrun.cgroup import Cgroup
-from agentrun.errors import HandoffError, reason
+from agentrun.errors import HandoffError, RefusedError, reason
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -145,9 +145,14 @@ def _take_part(host: Host, invocation: argv.Invocation, found: container.Contain
 
 
 def _inserted(host: Host, invocation: argv.Invocation, found: container.Container) -> list[str]:
-    """Our part, with the fail policy around it. Raises HandoffError where the policy is to refuse."""
+    """Our part, with the fail policy around it. Raises HandoffError where that is to refuse.
+
+    Raises RefusedError where our part did not fail: the call is not to start now.
+    """
     try:
         return _take_part(host, invocation, found)
+    except RefusedError:
+        raise
     except Exception as error:  # whatever it is, a container must not stay stuck because of us
         text = reason(error) if isinstance(error, OSError) else str(error) or type(error).__name__
         if not found.is_running():
@@ -173,7 +178,7 @@ def _is_ours(invocation: argv.Invocation, found: container.Container, cgroup_roo
 
 
 def run(arguments: Sequence[str], pinned: str) -> NoReturn:
-    """Carry out one runtime command: our part, then the backend. Raises HandoffError.
+    """Carry out one runtime command: our part, then the backend. Raises HandoffError, RefusedError.
 
     `arguments` is the command line without the program name; `pinned` is the kind of backend that the
     program's name (`agentrun-crun`) or the container's state asks for, or an empty string.
@@ -196,7 +201,7 @@ def main(arguments: Sequence[str], pinned: str) -> int:
     """Entry of the hot path; returns only when there is no backend or the policy is to refuse."""
     try:
         run(arguments, pinned)
-    except HandoffError as error:
+    except (HandoffError, RefusedError) as error:
         invocation = argv.parse(arguments)
         log.oci_error(invocation, str(error))
         return 255 if invocation is not None and invocation.verb == "exec" else 1

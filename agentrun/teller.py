@@ -75,6 +75,9 @@ class Teller(Part):
         """From now on the keeper knows when to let go."""
         if call.id in self._told and call.main_pidfd is not None:
             self.link.hold(call.id, call.main_pidfd, is_owner=False)
+            if feedback.events(call.state) == ["waited"]:
+                # Now, for at its end there may be worse to tell.
+                self.tell(call, "waited")
 
     def main_ended(self, call: Call) -> None:
         """Say what is left to say, and let go: the engine waits for the end of stderr."""

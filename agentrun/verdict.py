@@ -6,6 +6,7 @@
 | `timed-out` | agentrund killed the call at its hard time limit |
 | `stalled` | agentrund killed the call because it only waited for memory, and the policy said so |
 | `killed` | the first process ended by a signal that is none of the above; `level` says by whom, if known |
+| `refused` | it waited for memory before it started, and the policy refused it then |
 | `ok`, `failed` | its exit code |
 | None | nobody saw its exit code (no agentrund, or a process shorter than it takes to look) |
 """
@@ -36,6 +37,9 @@ def describe_status(status: int | None) -> dict[str, Any]:
 
 def judge(record: Mapping[str, Any]) -> tuple[str | None, str | None]:
     """The verdict of a measured call and its level: whose limit, or who (operator, engine, controller)."""
+    waited = record.get("waited") or {}
+    if waited.get("outcome") == "refused":
+        return "refused", waited.get("level")
     if _count(record, "memory_events", "oom_kill") > 0:
         return "oom-killed", _oom_level(record)
     if record.get("timed_out"):
@@ -64,6 +68,8 @@ def flags(record: Mapping[str, Any]) -> list[str]:
         found.append("stalled")
     if record.get("background"):
         found.append("background")
+    if record.get("waited"):
+        found.append("waited")
     return found
 
 

@@ -18,6 +18,7 @@ from agentrun import log, release
 from agentrun.cgroup import Cgroup
 from agentrun.controller import apply
 from agentrun.controller.decisions import CALM_S, WATCH, decide
+from agentrun.controller.gatefile import GateFile, Policy
 from agentrun.controller.model import HOST, Action, Decision, Memory, Snapshot
 from agentrun.controller.snapshot import Reader
 from agentrun.errors import CgroupError
@@ -64,6 +65,9 @@ class Controller:
         self._clock = clock
         self._reader = Reader(paths.cgroup_root)
         self._journal = apply.Journal(paths)
+        self._gate_file = GateFile(paths)
+        self._policy = Policy(paths)
+        self._admits = False
         self._live: dict[str, LiveCall] = {}
         self._shared: dict[str, tuple[int, int]] = {}  # domains: their limit, their use at the last look
         self._watched: dict[str, int] = {}
@@ -141,10 +145,11 @@ class Controller:
         if self._stale:
             self._take_members()
         self._looked_at = self._clock()
-        snapshot = self._reader.read(self._looked_at)
+        snapshot = self._reader.read(self._looked_at, admits=self._admits)
         decision = decide(snapshot, self.memory)
         self.memory = decision.memory
         self._act(decision.actions)
+        self._gate_file.publish(self.memory.gates, self._looked_at)
         self._follow(snapshot)
         self._plan_look(decision.look_again_s, missing=len(snapshot.calls) < len(self._reader.members))
         return decision
@@ -161,6 +166,7 @@ class Controller:
 
     def _take_members(self) -> None:
         self._stale = False
+        self._admits = self._policy.admits()
         self._live = {call.cgroup.path: call for call in self._loop.live.values()}
         new, gone = self._reader.update({key: call.state for key, call in self._live.items()})
         for member in gone:
@@ -251,6 +257,7 @@ class Controller:
         for name in list(self._watched):
             self._unwatch(name)
         self._reader.close()
+        self._gate_file.remove()
         self._turn += 1
         self._closed = True
         release.release_all(self.paths)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from agentrun.controller import rules
+from agentrun.controller import gates, rules
 from agentrun.controller.model import (
     Action,
     Call,
@@ -62,8 +62,8 @@ def decide(snapshot: Snapshot, before: Memory) -> Decision:
     for bound in snapshot.bounds:
         if bound.now != bound.wanted:
             step.actions.append(Action("bound", bound.key, bound.wanted))
-    memory = Memory(growth, step.held, emptied)
-    look_again = _look_again(situations, memory)
+    memory = Memory(growth, step.held, emptied, gates.judge(snapshot, growth, step.held, before.gates))
+    look_again = _sooner(_look_again(situations, memory), gates.look_again(memory.gates))
     if any(action.what == "thaw" for action in step.actions) and look_again is not None:
         look_again = min(look_again, TICK_S)  # the next one waits for its turn
     return Decision(tuple(step.actions), memory, look_again)
@@ -227,6 +227,10 @@ def _soft(call: Call, held: Held, situations: Iterable[Situation], now: float) -
 def effective(call: Call, held: Held) -> int | None:
     """The memory.high of a call: the lowest that anything asks for."""
     return min((v for v in (held.guard, held.soft or call.soft) if v is not None), default=None)
+
+
+def _sooner(*waits: float | None) -> float | None:
+    return min((wait for wait in waits if wait is not None), default=None)
 
 
 def _rate(situation: Situation) -> float:

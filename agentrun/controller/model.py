@@ -69,12 +69,13 @@ class Bound:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Everything at one moment."""
+    """Everything at one moment. `admits`: the policy lets calls wait before they start (`gates`)."""
 
     now: float
     calls: tuple[Call, ...] = ()
     domains: tuple[Domain, ...] = ()
     bounds: tuple[Bound, ...] = ()
+    admits: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +102,29 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
+class Gate:
+    """Whether new calls wait before they start in a domain: those below a rank, or all (None)."""
+
+    closed_at: float | None = None
+    changed_at: float = float("-inf")
+    short_at: float = float("-inf")  # when there was a shortage last
+    below: Rank | None = None
+    why: str = ""
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether anybody waits."""
+        return self.closed_at is not None
+
+
+@dataclass(frozen=True, slots=True)
 class Memory:
     """What decisions remember from one to the next."""
 
     growth: dict[str, Growth] = field(default_factory=dict)
     held: dict[str, Held] = field(default_factory=dict)
     emptied_at: dict[str, float] = field(default_factory=dict)  # by domain: the last reclaim or kill
+    gates: dict[str, Gate] = field(default_factory=dict)  # by domain
 
 
 What = Literal["freeze", "thaw", "limit", "reclaim", "kill", "bound"]

@@ -156,8 +156,8 @@ class Reader:
         """The files of a domain that is a cgroup."""
         return self._above.get(key)
 
-    def read(self, now: float) -> Snapshot:
-        """Everything as it is now."""
+    def read(self, now: float, *, admits: bool = False) -> Snapshot:
+        """Everything as it is now; with `admits` also limits around a single call: more may want in."""
         limits = {
             path: limit
             for path, files in self._above.items()
@@ -171,12 +171,12 @@ class Reader:
             if call is not None:
                 calls.append(call)
         populated = Counter(domain for call in calls for domain in call.domains)
-        shared = {domain for domain, count in populated.items() if count > 1}
+        shared = {domain for domain, count in populated.items() if count > 1 or admits}
         free = memory.get(b"SwapFree", 0)
         domains_ = [self._domain(path, limit, free) for path, limit in limits.items() if path in shared]
         if HOST in shared and memory:
             domains_.append(_host(memory))
-        return Snapshot(now, tuple(calls), tuple(domains_), self._bounds(now))
+        return Snapshot(now, tuple(calls), tuple(domains_), self._bounds(now), admits)
 
     def peek(self, domain: str) -> int:
         """What a domain uses, file cache included, by the one cheapest read."""

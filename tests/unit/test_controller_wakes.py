@@ -200,3 +200,48 @@ def test_failure_ends_the_adaptation_and_nothing_else(host, monkeypatch):
     host.loop.run(0.1)
     assert freeze_of(low) == "0"
     assert "out of ideas" in Path(host.paths.log).read_text()
+
+
+def admit(host: Host) -> None:
+    """A policy that lets calls of the low tier wait before they start."""
+    text = json.dumps({"policy": {"tiers": {"low": {"admission": {}}}}})
+    Path(host.paths.compiled).parent.mkdir(parents=True, exist_ok=True)
+    Path(host.paths.compiled).write_text(text)
+
+
+def test_gate_is_closed_while_a_single_call_squeezes_its_pod_and_opened_after(host):
+    admit(host)
+    gate = Path(host.paths.gate)
+    high = host.call("high", HIGH)
+    host.loop.run(0.5)
+    assert not gate.exists()
+    for mib in (300, 380, 450):
+        host.set(high, mib)
+        host.use(mib)
+        host.loop.run(0.3)
+    shown = json.loads(gate.read_text())
+    assert [(e["domain"], e["below"]) for e in shown["closed"]] == [(str(host.pod), HIGH)]
+    assert host.loop.now < shown["until"] <= host.loop.now + 3
+    host.loop.run(2)  # it grows no more
+    assert not gate.exists()
+
+
+def test_without_admission_in_the_policy_there_is_no_gate(host):
+    high = host.call("high", HIGH)
+    host.call("low", LOW)
+    for mib in (300, 450, 580):
+        host.set(high, mib)
+        host.use(mib)
+        host.loop.run(0.3)
+    assert not Path(host.paths.gate).exists()
+
+
+def test_gate_is_opened_when_agentrund_stops(host):
+    admit(host)
+    high = host.call("high", HIGH)
+    host.set(high, 590)
+    host.use(590)
+    host.loop.run(0.5)
+    assert Path(host.paths.gate).exists()
+    host.controller.close()
+    assert not Path(host.paths.gate).exists()

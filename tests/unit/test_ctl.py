@@ -198,6 +198,8 @@ ENDS = [
     ({"verdict": "ok", "exit_code": 0}, "ok"),
     ({}, "ended"),
     ({"end": None}, "running"),
+    ({"end": None, "waiting": {"until": 0}}, "waiting to start (0 s more at most)"),
+    ({"verdict": "refused", "level": "host"}, "refused (the host's limit)"),
 ]
 
 
@@ -224,6 +226,7 @@ BLAMES = [
     ({"verdict": "killed", "level": None}, "agent"),
     ({"verdict": "killed", "level": "operator"}, "operator"),
     ({"verdict": "killed", "level": "engine"}, "infrastructure"),
+    ({"verdict": "refused", "level": "session"}, "infrastructure"),
 ]
 
 

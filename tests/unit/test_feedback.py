@@ -14,7 +14,7 @@ from agentrun.intent import parse
 from agentrun.policyspec import FEEDBACK_EVENTS, PLACEHOLDERS
 
 MIB = 1 << 20
-EVENTS = [event for event in FEEDBACK_EVENTS if event not in ("denied", "refused")]
+EVENTS = [event for event in FEEDBACK_EVENTS if event != "denied"]
 
 
 def record(**fields: Any) -> dict[str, Any]:
@@ -135,6 +135,10 @@ HAPPENED: dict[str, tuple[dict[str, Any], list[str]]] = {
     "network used": ({"network": {"profile": "open", "denied": 0, "tx_bytes": 9}}, []),
     "killed, and network denied": ({"timed_out": 5, "network": {"denied": 3}}, ["timed-out"]),
     "stalled": ({"stalled": {"share": 90, "seconds": 30, "action": "tell"}}, ["stalled"]),
+    "waited to start": ({"waited": {"seconds": 4.0, "level": "host"}}, ["waited"]),
+    "waited to start for a moment": ({"waited": {"seconds": 0.4, "level": "host"}}, []),
+    "waited and was slow": ({"waited": {"seconds": 4.0, "level": "host"}, "slow": 5}, ["slow", "waited"]),
+    "waited and was killed": ({"waited": {"seconds": 4.0, "level": "host"}, "timed_out": 5}, ["timed-out"]),
 }
 
 
@@ -162,6 +166,34 @@ def test_throttled_says_how_long():
 def test_killed_says_for_whom(who, words):
     text = feedback.compose("killed", record(killed_by=who, signal="SIGKILL"), {})
     assert words in text and text.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "level, words",
+    [
+        ("host", "this machine was short"),
+        ("session", "the container was short"),
+        ("above", "what runs beside this"),
+    ],
+)
+def test_waited_says_how_long_and_whose_memory_was_short(level, words):
+    waited = {"seconds": 4.04, "outcome": "room", "level": level, "why": "9M of 9G left (/sys/fs/cgroup/x)"}
+    text = feedback.compose("waited", record(waited=waited), {})
+    assert words in text and "waited 4s before it could start" in text and "/sys" not in text
+    assert text.count("\n") == 1
+    bound = feedback.compose("waited", record(waited={**waited, "outcome": "bound"}), {})
+    assert "slowed down or killed" in bound and bound.count("\n") == 2
+
+
+def test_refused_is_one_sentence_for_a_runtimes_error():
+    waited = {"seconds": 10.0, "outcome": "refused", "level": "host", "why": "9M of 9G left (host)"}
+    text = feedback.sentence("refused", record(waited=waited), {})
+    assert "refused and did not run: it waited 10s" in text and "run it again in a while" in text
+    assert "\n" not in text and not text.startswith(feedback.PREFIX)
+    own = feedback.sentence("refused", record(waited=waited), {"refused": "full\nafter {waited}s {advice}"})
+    assert own.startswith("full after 10s Nothing is wrong")
+    for word in ("permission denied", "no such", "not found", "directory", "not running", "oci runtime"):
+        assert word not in text.lower()
 
 
 def test_denied_says_how_often_and_whose_wish_that_was():

@@ -70,6 +70,10 @@ def test_call_knows_every_limit_above_it(tree):
         (200, 100),
     )
     assert [domain.key for domain in snapshot.domains] == [str(pod), HOST]
+    assert not snapshot.admits
+    admitting = reader.read(1.0, admits=True)
+    assert {domain.key for domain in admitting.domains} == {str(pod / "a"), str(pod), HOST}
+    assert admitting.admits
 
 
 def test_file_cache_is_not_used_memory(tree):

@@ -27,6 +27,8 @@ CASES: list[tuple[dict[str, Any], tuple[str | None, str | None]]] = [
     ({**OOM, **NOT_OWN, "oom_before": [1, 0], "oom_after": [1, 0]}, ("oom-killed", "host")),
     ({**OOM, **NOT_OWN}, ("oom-killed", "above")),
     ({"memory_events": {"oom_kill": 0, "high": 9}, "exit_code": 137, "signal": "SIGKILL"}, ("killed", None)),
+    ({"waited": {"outcome": "refused", "level": "host"}}, ("refused", "host")),
+    ({"waited": {"outcome": "bound", "level": "host"}, "exit_code": 0}, ("ok", None)),
     ({"exit_code": None}, (None, None)),
     ({}, (None, None)),
 ]

@@ -93,6 +93,30 @@ def test_text_is_there_before_the_reader_sees_the_end(node, stderr):
     assert record["verdict"] == "timed-out"
 
 
+WAITED = {"seconds": 4.0, "outcome": "room", "level": "host", "why": "9M of 9G left (host)"}
+
+
+@pytest.mark.parametrize("command", [("sleep", "2"), ("true",)], ids=["long", "short"])
+def test_call_that_waited_is_told_once_that_it_did(node, stderr, command):
+    node.start()
+    # A runtime takes a while; a call that is over before the keeper has its stderr is told nothing.
+    call_id = speaking(node, stderr, *command, waited=WAITED, place_after_s=0.2)
+    assert stderr.ends_within(5)
+    assert stderr.text.startswith(b"[agentrun] This call waited 4s") and stderr.text.count(b"waited") == 1
+    record = node.record(call_id)
+    assert [note["event"] for note in record["feedback"]] == ["waited"]
+    assert (record["waited"], record["flags"]) == (WAITED, ["waited"])
+    if command[0] == "sleep":  # while it ran, not at its end
+        assert record["feedback"][0]["at"] < record["end"] - 1
+
+
+def test_waiting_is_nothing_for_quiet(node, stderr):
+    node.start()
+    call_id = speaking(node, stderr, "true", waited=WAITED, care={"feedback": "quiet"})
+    assert stderr.ends_within(5) and stderr.text == b""
+    assert node.record(call_id)["feedback"] is None
+
+
 @pytest.mark.parametrize("state", [{"care": {"feedback": "off"}}, {"tty": True}, {"care": None}])
 def test_nothing_is_said_where_it_is_not_wanted(node, stderr, state):
     node.start()

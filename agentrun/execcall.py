@@ -9,7 +9,7 @@ import time
 from agentrun import calls, files, layout, log, netmark, policy, processdoc, records, session, surroundings
 from agentrun.cgroup import Cgroup
 from agentrun.decide import Decision, decide
-from agentrun.errors import CgroupError, StateError, reason
+from agentrun.errors import CgroupError, RefusedError, StateError, reason
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -70,12 +70,15 @@ def _wait_for_room(
     # One stat(2) is all that it costs while there is room.
     if plan.admission is None or decision.mode != "enforce" or not files.exists(paths.gate):
         return None
-    from agentrun import admission
-
     try:
+        from agentrun import admission
+
         waited = admission.admit(paths, found, state, plan.admission)
-    except (OSError, StateError) as error:
-        log.warn(paths, "call does not wait for room", container=found.container_id, error=str(error))
+    except RefusedError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever it is, the call starts, and with its limits
+        text = str(error) or type(error).__name__
+        log.warn(paths, "call does not wait for room", container=found.container_id, error=text)
         return None
     if waited is not None:
         state["waited"] = waited.describe(found.cgroup)

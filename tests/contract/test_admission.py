@@ -271,3 +271,18 @@ def test_many_that_wait_hold_up_nobody_else_nor_delete(waiting):
     )
     assert {end(process)[0] for process in processes} == {0}
     assert waiting.wait_files() == [] and waiting.states() == []
+
+
+def test_failure_of_ours_costs_the_wait_and_nothing_else(waiting):
+    library = waiting.box.folder / "usr/libexec/agentrun/agentrun"
+    parts = [library / "admission.py", *library.glob("__pycache__/admission.*")]
+    for part in parts:
+        part.rename(part.with_suffix(".away"))
+    try:
+        waiting.close(valid_s=9)
+        assert end(waiting.exec("pytest")) == (0, b"", b"")
+    finally:
+        for part in parts:
+            part.with_suffix(".away").rename(part)
+    assert waiting.states()[0].get("waited") is None and "--cgroup" in waiting.box.recording().all("argv")
+    assert ["cannot import name" in line["error"] for line in waiting.box.log()] == [True]

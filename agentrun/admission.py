@@ -1,10 +1,10 @@
 """Wait before a call starts, while agentrund says that there is no room for it.
 
 agentrund keeps `/run/agentrun/gate` only while memory is short somewhere; without that file this module is
-not even imported. Whoever waits looks at the file's stamp and holds no lock. It starts when the gate opens,
-when nobody keeps the gate any more, and in any case after its longest wait, or is then refused.
+not even imported. Whoever waits looks at the file's stamp and holds no lock. It starts in its turn when the
+gate opens, when nobody keeps that any more, and in any case after its longest wait, or is then refused.
 
-A call that waits has a file `wait-ID` beside those of live calls, with what will be in its record. A SIGKILL
+A call that waits has a file `wait-...` beside those of live calls, with what will be in its record. A SIGKILL
 leaves that behind: its owner is dead then, so nobody counts it, and whoever meets it removes it.
 """
 
@@ -32,6 +32,7 @@ HOST = "host"  # the machine as a domain; others are paths of cgroups, as for th
 VALID_MOST_S = 10.0  # agentrund promises no more than a few seconds ahead
 _LIMIT = 1 << 18
 _POLL_S = 0.05
+_TURN_S = 0.05  # between two that start when the gate opens: agentrund sees what each takes
 _CHECK_S = 0.25  # whether the container and agentrund still live
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -112,11 +113,11 @@ class Gate:
 class Waited:
     """A wait that is over. Call `forget` once the call is seen elsewhere (or never will be)."""
 
-    __slots__ = ("_call_id", "_session", "domain", "outcome", "seconds", "why")
+    __slots__ = ("_session", "domain", "name", "outcome", "seconds", "why")
 
-    def __init__(self, session: calls.Calls, call_id: str, found: Closed) -> None:
+    def __init__(self, session: calls.Calls, name: str, found: Closed) -> None:
         self._session: calls.Calls | None = session
-        self._call_id = call_id
+        self.name = name
         self.domain = found.domain
         self.why = found.why
         self.seconds = 0.0
@@ -134,7 +135,7 @@ class Waited:
     def forget(self) -> None:
         """The call does not wait any more."""
         if self._session is not None:
-            self._session.end_waiting(self._call_id)
+            self._session.free_slot(self.name)
             self._session.close()
             self._session = None
 
@@ -152,7 +153,7 @@ def admit(paths: Paths, found: Container, state: dict[str, Any], terms: dict[str
     session = calls.open_calls(paths, found.root, found.container_id)
     if session is None:
         return None
-    waited = Waited(session, state["id"], at_first)
+    waited = Waited(session, calls.waiting_name(state["rank"], state["id"]), at_first)
     try:
         until = state["start"] + terms["wait"]
         session.begin_waiting({**state, "waiting": {"until": until, "why": at_first.why}})
@@ -171,12 +172,15 @@ def _wait(gate: Gate, found: Container, rank: list[int], waited: Waited, seconds
     """Until the gate is open (`room`), nobody is left to wait for (`gone`), or the time is up (`bound`)."""
     began = now = time.monotonic()
     check_at = began + _CHECK_S
+    turn: float | None = None  # when it may start, once the gate is open
     while not waited.outcome:
         time.sleep(max(0.0, min(_POLL_S, began + seconds - now)))
         now = time.monotonic()
         still = gate.closed(found.cgroup, rank)
         if still is None:
-            waited.outcome = "room"
+            turn = turn or now + _TURN_S * calls.count_waiting_before(gate.paths, waited.name)
+            if now >= min(turn, began + seconds):
+                waited.outcome = "room"
         elif now - began >= seconds:
             waited.outcome = "bound"
         elif now >= check_at:
@@ -184,7 +188,7 @@ def _wait(gate: Gate, found: Container, rank: list[int], waited: Waited, seconds
             if not found.is_running() or not calls.is_daemon_alive(gate.paths):
                 waited.outcome = "gone"
         if still is not None:
-            waited.domain, waited.why = still.domain, still.why
+            turn, waited.domain, waited.why = None, still.domain, still.why
     waited.seconds = now - began
 
 
@@ -217,7 +221,7 @@ def _refuse(paths: Paths, found: Container, state: dict[str, Any], waited: Waite
     from agentrun import feedback
 
     state = {**state, "waited": waited.describe(found.cgroup), "end": time.time()}
-    record = records.make(None, state, Cgroup(state["calls"]).child(calls.WAITING + state["id"]))
+    record = records.make(None, state, Cgroup(state["calls"]).child(waited.name))
     templates = state["care"].get("templates") or {}
     text = feedback.sentence("refused", record, templates)
     record["feedback"] = [

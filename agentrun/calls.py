@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from agentrun.paths import Paths
 
 PREFIX = "call-"
-WAITING = "wait-"  # and the id of a call that waits before it takes a slot
+WAITING = "wait-"  # a call that waits before it takes a slot; see `waiting_name`
 SESSIONS = "sessions"
 _LOCK = "lock"
 _STATE_LIMIT = 1 << 20
@@ -51,6 +51,11 @@ def unescape_root(name: str) -> str:
 def is_slot(name: str) -> bool:
     """Whether a file in a session's directory is the state of a call."""
     return name.startswith(PREFIX) and name[len(PREFIX) :].isdigit()
+
+
+def waiting_name(rank: list[int], call_id: str) -> str:
+    """The file of a call that waits: by name, who yields last comes first (higher rank, then older)."""
+    return f"{WAITING}{10000 - rank[0]:05}{10000 - rank[1]:05}-{call_id}"
 
 
 class Calls:
@@ -129,21 +134,19 @@ class Calls:
             raise ValueError("no object")
         return state
 
-    def begin_waiting(self, state: dict[str, Any]) -> None:
-        """Show a call that waits before it starts. Raises StateError."""
+    def begin_waiting(self, state: dict[str, Any]) -> str:
+        """Show a call that waits before it starts; returns its file's name. Raises StateError."""
+        name = waiting_name(state["rank"], state["id"])
         owner = posix.getpid()
         temporary = f".wait-{owner}"
         try:
             self._write(
                 temporary, fastjson.dumps({**state, "owner": [owner, start_ticks(owner)]}).encode("ascii")
             )
-            posix.rename(temporary, WAITING + state["id"], src_dir_fd=self._fd, dst_dir_fd=self._fd)
+            posix.rename(temporary, name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
         except OSError as error:
             raise StateError("show a waiting call in", self.where, error) from error
-
-    def end_waiting(self, call_id: str) -> None:
-        """Show it no more."""
-        self.free_slot(WAITING + call_id)
+        return name
 
     def waiting(self) -> list[dict[str, Any]]:
         """The states of calls that wait before they start; those whose runtime was killed are forgotten."""
@@ -368,6 +371,16 @@ def open_all(paths: Paths) -> Iterator[Calls]:
                     yield session
                 finally:
                     session.close()
+
+
+def count_waiting_before(paths: Paths, name: str) -> int:
+    """How many calls wait on this host that come before the one whose file has this name."""
+    count = 0
+    for root in _list(f"{paths.run}/{SESSIONS}"):
+        for container_id in _list(f"{paths.run}/{SESSIONS}/{root}"):
+            names = _list(f"{paths.run}/{SESSIONS}/{root}/{container_id}")
+            count += sum(1 for other in names if other.startswith(WAITING) and other < name)
+    return count
 
 
 def _list(directory: str) -> list[str]:

@@ -128,6 +128,20 @@ def test_call_waits_visibly_until_the_gate_opens(waiting):
     assert waiting.wait_files() == [] and waiting.shown() == [] and waiting.box.log() == []
 
 
+def test_those_that_wait_start_in_order_and_one_after_the_other(waiting):
+    waiting.close()
+    commands = [("env", "AGENTRUN_INTENT=priority=low", "last"), *((f"n{number}",) for number in range(7))]
+    processes = []
+    for number, command in enumerate(commands):
+        processes.append(waiting.exec(*command))
+        waiting.keep_closed(lambda wanted=number: len(waiting.shown()) > wanted, "the call to wait")
+    waiting.gate.unlink()
+    assert [end(process)[0] for process in processes] == [0] * 8
+    states = sorted(waiting.states(), key=lambda state: state["start"])
+    assert [state["command"]["name"] for state in states] == [f"n{number}" for number in range(7)] + ["last"]
+    assert states[-1]["start"] - states[0]["start"] > 0.2
+
+
 @pytest.mark.parametrize("waiting", ["{wait: 500ms}"], indirect=True)
 def test_call_starts_all_the_same_after_its_longest_wait(waiting):
     waiting.close(below=None)

@@ -70,6 +70,12 @@ def test_death_at_any_line_leaves_nothing(paths):
     assert set(records(paths)) == {"refused"}  # some died after it
 
 
+def test_names_of_waiting_calls_are_in_order():
+    ranks = [([300, 50], "b"), ([100, 200], "a"), ([100, 100], "a"), ([100, 100], "b"), ([1, 50], "a")]
+    names = [calls.waiting_name(rank, call_id) for rank, call_id in ranks]
+    assert names == sorted(names)
+
+
 def test_damaged_file_of_a_waiting_call_hinders_nobody(paths):
     session = calls.open_calls(paths, f"{paths.root}/runc", "c1")
     assert session

@@ -68,9 +68,9 @@ def compose(event: str, record: Record, templates: Mapping[str, str]) -> str:
 
 
 def sentence(event: str, record: Record, templates: Mapping[str, str]) -> str:
-    """The same as one line of a runtime's error message, without a prefix."""
+    """The same as one line of a runtime's error message: no prefix, and no full stop, for engines add to it."""
     words = _text(event, record, templates).split()
-    return textwrap.shorten(_clean(" ".join(words)), _WIDTH * LINES)
+    return textwrap.shorten(_clean(" ".join(words)), _WIDTH * LINES).rstrip(".")
 
 
 def _text(event: str, record: Record, templates: Mapping[str, str]) -> str:

@@ -189,7 +189,7 @@ def test_refused_is_one_sentence_for_a_runtimes_error():
     waited = {"seconds": 10.0, "outcome": "refused", "level": "host", "why": "9M of 9G left (host)"}
     text = feedback.sentence("refused", record(waited=waited), {})
     assert "refused and did not run: it waited 10s" in text and "run it again in a while" in text
-    assert "\n" not in text and not text.startswith(feedback.PREFIX)
+    assert "\n" not in text and not text.startswith(feedback.PREFIX) and not text.endswith(".")
     own = feedback.sentence("refused", record(waited=waited), {"refused": "full\nafter {waited}s {advice}"})
     assert own.startswith("full after 10s Nothing is wrong")
     for word in ("permission denied", "no such", "not found", "directory", "not running", "oci runtime"):

@@ -29,6 +29,7 @@ from agentrun.cgroup import Cgroup
 from agentrun.controller.controller import Controller
 from agentrun.deadlines import Deadlines
 from agentrun.errors import AgentrunError, StateError
+from agentrun.images import Images
 from agentrun.ingester import Ingester
 from agentrun.live import Call, Part
 from agentrun.loop import Loop
@@ -370,6 +371,7 @@ def main() -> None:
             MemoryWatch(daemon, teller),
             Stalls(daemon, teller),
             Background(daemon),
+            Images(daemon),
         )
         controller = Controller(daemon, paths)
         daemon.on_change.append(controller.changed)

@@ -26,7 +26,7 @@ _PLANNED = (
 # What agentrund notes in the state of a call while that runs.
 NOTES = (
     "exit_code", "signal", "timed_out", "slow", "stalled", "killed_by", "background", "adapted", "feedback",
-    "network", "end",
+    "network", "image", "end",
 )  # fmt: skip
 _WORD_LIMIT = 64
 _COMMAND_LIMIT = 4096  # characters of a whole command
@@ -54,11 +54,14 @@ def digest(text: str) -> str:
     return str(_sha256()(text.encode("utf-8", "surrogateescape")).hexdigest()[:16])
 
 
-def describe_command(argv: list[Any], program: str, stored: str) -> dict[str, Any] | None:
+def describe_command(
+    argv: list[Any], program: str, stored: str, family: str | None = None
+) -> dict[str, Any] | None:
     """What may be stored of a command: `none`, `hash`, `name` (and the hash), or `full`.
 
-    `program` is the unwrapped program's name: `pytest`, where argv begins with `bash`. The hash leaves out an
-    intent: a command that is tried again with a larger one is the same command.
+    `program` is the unwrapped program's name: `pytest`, where argv begins with `bash`; `family` has the word
+    after it where that decides (`npm install`). The hash leaves out an intent: a command that is tried again
+    with a larger one is the same command.
     """
     words = [word for word in argv if isinstance(word, str)]
     if not words or stored == "none":
@@ -66,6 +69,7 @@ def describe_command(argv: list[Any], program: str, stored: str) -> dict[str, An
     described: dict[str, Any] = {"sha256": digest("\0".join(intent.without(words)))}
     if stored != "hash":
         described["name"] = program[:_WORD_LIMIT]
+        described["family"] = (family or program)[:_WORD_LIMIT]
     if stored == "full":
         described["argv"] = _cut(words)
     return described

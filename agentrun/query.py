@@ -21,8 +21,8 @@ class Query:
 
     `container` and `id_prefix` are how an id begins, `command` is a program's name, `since` is when it ended
     at the earliest (seconds since the epoch; what still runs always fits), `last` is the most calls (the
-    latest), `after` leaves out what the store knew at that `seq` already, `retry_of` is the id of the call that
-    they tried again.
+    latest), `after` leaves out what the store knew at that `seq` already, `retry_of` is the id of the call
+    that they tried again.
     """
 
     container: str | None = None

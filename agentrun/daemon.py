@@ -36,6 +36,7 @@ from agentrun.loop import Loop
 from agentrun.memorywatch import MemoryWatch
 from agentrun.paths import Paths, host_paths
 from agentrun.stalls import Stalls
+from agentrun.starts import Starts
 from agentrun.teller import Teller
 
 LOCK_FILE = "agentrund.lock"
@@ -372,6 +373,7 @@ def main() -> None:
             Stalls(daemon, teller),
             Background(daemon),
             Images(daemon),
+            Starts(daemon),  # after it: it looks at the image
         )
         controller = Controller(daemon, paths)
         daemon.on_change.append(controller.changed)

@@ -227,6 +227,8 @@ def _care(config: Config, decision: Decision) -> dict[str, Any]:
     if decision.mode == "enforce":
         care["background"] = plan.background
         care["stall"] = plan.stall
+        if plan.learned:
+            care["learned"] = True
     return care
 
 

@@ -28,17 +28,17 @@ FIELDS = {
 }
 # SQLite looks for them much faster than a record is parsed here, and lets other threads run meanwhile.
 _SELECT = f"""SELECT json_extract(record, {", ".join(["?"] * len(FIELDS))}) FROM calls
-    WHERE ended >= ? AND json_valid(record) ORDER BY id DESC LIMIT {ROWS_LIMIT}"""  # noqa: S608 - no value is in it
+    WHERE ended >= ? AND json_valid(record) ORDER BY id DESC LIMIT ?"""  # noqa: S608 - no value is in it
 
 
-def samples(paths: Paths, since: float) -> list[Sample]:
+def samples(paths: Paths, since: float, most: int = ROWS_LIMIT) -> list[Sample]:
     """What ended after `since` (seconds since the epoch), newest first. Raises StoreError."""
     with store.reading(paths) as connection:
-        return [] if connection is None else list(_select(connection, since))
+        return [] if connection is None else list(_select(connection, since, most))
 
 
-def _select(connection: sqlite3.Connection, since: float) -> Iterator[Sample]:
-    for (row,) in connection.execute(_SELECT, (*FIELDS.values(), since)):
+def _select(connection: sqlite3.Connection, since: float, most: int) -> Iterator[Sample]:
+    for (row,) in connection.execute(_SELECT, (*FIELDS.values(), since, most)):
         sample = sample_of(dict(zip(FIELDS, fastjson.loads(row), strict=True)))
         if sample is not None:
             yield sample

@@ -142,6 +142,12 @@ def _count(value: object) -> int | None:
     return int(value) if is_count else None  # type: ignore[call-overload]
 
 
+def start_of(usage: Usage, limit: object) -> int | None:
+    """The memory.high that a call begins with, in bytes; None where its own limit (or None) is no higher."""
+    is_below = not isinstance(limit, (int, float)) or usage.high < limit
+    return usage.high if is_below else None
+
+
 def by_kind(newest_first: Iterable[Sample]) -> dict[Kind, list[Sample]]:
     """The samples of each kind, newest first, the latest MOST_CALLS of each."""
     found: dict[Kind, list[Sample]] = {}

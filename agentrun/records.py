@@ -26,7 +26,7 @@ _PLANNED = (
 # What agentrund notes in the state of a call while that runs.
 NOTES = (
     "exit_code", "signal", "timed_out", "slow", "stalled", "killed_by", "background", "adapted", "feedback",
-    "network", "image", "end",
+    "network", "image", "learned", "end",
 )  # fmt: skip
 _WORD_LIMIT = 64
 _COMMAND_LIMIT = 4096  # characters of a whole command

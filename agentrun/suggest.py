@@ -236,6 +236,7 @@ def _class(proposal: Proposal, source: Source) -> dict[str, Any]:
     if proposal.default is not None:
         memory["default"] = f"{proposal.default >> 20}M"
     if proposal.high is not None:
+        memory.pop("learned", None)  # has no effect beside it
         memory |= {"high": f"{proposal.high >> 20}M", "adaptive": "true"}
     # Nobody should choose it by its name, which may change.
     made: dict[str, Any] = _plain({**base, "memory": memory, "selectable": "false"})

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine import IMAGE, Engine, configure
-from runtimes import LOG, run, wait_for
+from engine import IMAGE, Engine, configure, start_call
+from runtimes import LOG, RECORDS, run, wait_for
 
 TREE = Path(__file__).parents[2]
 POLICY = Path("/etc/agentrun/policy.d/10-learned.yaml")
@@ -18,6 +18,17 @@ TEXT = """
 version: 1
 classes:
   standard: {memory: {default: 64M, max: 512M}}
+  learning: {memory: {max: 512M, learned: true}}
+rules:
+  - {match: {command: python3}, class: learning}
+"""
+# Takes MEGABYTES in steps of 2 with a pause.
+HOG = """
+import sys, time
+taken = []
+for _ in range(int(sys.argv[1]) // 2):
+    taken.append(bytearray(2 << 20))
+    time.sleep(0.02)
 """
 
 
@@ -31,11 +42,20 @@ def engine(host) -> Iterator[Engine]:
     run("systemctl", "start", "agentrund")
     made = Engine("docker", "crun")
     made.create("learner", made.wrapped, "-m", "600m", "--memory-swap", "600m", IMAGE, "sleep", "1000000")
+    made(
+        "exec", "learner", "sh", "-c", 'ln -s "$(command -v python3)" /usr/local/bin/hog'
+    )  # a kind of its own
     yield made
     made.rm("learner")
     run("systemctl", "stop", "agentrund")
     POLICY.unlink()
     assert not LOG.exists(), LOG.read_text()
+
+
+def finished() -> set[str]:
+    """Ids of all calls that have a record."""
+    lines = run("agentrunctl", "calls", "--json").stdout.splitlines()
+    return {row["id"] for line in lines if (row := json.loads(line))["end"] is not None}
 
 
 def record_of(container: str, known: set[str]) -> dict[str, Any]:
@@ -53,8 +73,8 @@ def record_of(container: str, known: set[str]) -> dict[str, Any]:
 
 def test_killed_call_that_asks_for_more_gets_it_and_the_records_name_each_other(engine):
     container = engine("inspect", "-f", "{{.Id}}", "learner").stdout.strip()
-    known: set[str] = set()
-    shell = "{}python3 -c 'x = bytearray(120 << 20)'"
+    known = finished()
+    shell = "{}hog -c 'x = bytearray(120 << 20)'"
     done = engine("exec", "learner", "sh", "-c", shell.format(""), check=False)
     killed = record_of(container, known)
     assert done.returncode == 137 and 'AGENTRUN_INTENT="memory=128M"' in done.stderr
@@ -72,3 +92,67 @@ def test_killed_call_that_asks_for_more_gets_it_and_the_records_name_each_other(
     assert shown["retried_by"] == [granted["id"]]
     engine("exec", "learner", "sh", "-c", asking)
     assert record_of(container, known)["retry_of"] is None  # the one before it ended well
+
+
+def call(engine: Engine, known: set[str], *command: str, intent: str = "") -> dict[str, Any]:
+    """Run a call, which ends well; returns its record."""
+    container = engine("inspect", "-f", "{{.Id}}", "learner").stdout.strip()
+    options = ("-e", f"AGENTRUN_INTENT={intent}") if intent else ()
+    engine("exec", *options, "learner", *command)
+    return record_of(container, known)
+
+
+def hog(megabytes: int) -> tuple[str, ...]:
+    return "python3", "-c", HOG, str(megabytes)
+
+
+def repeat(record: dict[str, Any], times: int) -> None:
+    """As if such a call had been made so often: what it measured is real."""
+    copies = [{**record, "id": f"{record['id'][:11]}{number:08x}"} for number in range(times)]
+    with RECORDS.open("a") as file:
+        file.writelines(json.dumps(copy) + "\n" for copy in copies)
+
+
+def begins(record: dict[str, Any]) -> list[dict[str, Any]]:
+    return [entry for entry in record["adapted"] or [] if entry["what"] == "limit"]
+
+
+def test_call_begins_at_what_calls_like_it_used_and_grows(engine):
+    known = finished()
+    first = call(engine, known, *hog(60))
+    assert (first["image"], first["command"]["family"], first["learned"]) == (IMAGE, "python3", None)
+    repeat(first, 30)
+    suggested = run("agentrunctl", "policy", "suggest").stdout
+    assert f"# python3 in {IMAGE}" in suggested and "learned-python3:" in suggested
+    run("systemctl", "restart", "agentrund")  # it reads the store again
+    small = ("python3", "-c", "pass")
+    known |= finished()
+    wait_for(lambda: call(engine, known, *small)["learned"], "agentrund to know", SLOW_S)
+    large = call(engine, known, *hog(200))
+    high = large["learned"]["memory_high"]
+    assert first["memory_peak"] < high < 2 * first["memory_peak"] and large["learned"]["calls"] >= 30
+    limits = [entry["bytes"] for entry in begins(large)]
+    assert limits[0] == high and limits == sorted(limits) and limits[-1] >= 190 << 20, large["adapted"]
+    assert "begins at" in begins(large)[0]["why"] and "memory_high" not in large["limits"]
+    assert (large["verdict"], large["limits"]["memory"]) == ("ok", 512 << 20)
+    asked = call(engine, known, *hog(20), intent="memory=300m")
+    assert asked["learned"] is None and begins(asked) == []
+
+
+def test_learned_start_goes_with_agentrund(engine):
+    slow = start_call(engine, "learner", "python3", "-c", "import time; time.sleep(1000)")
+    slots = engine.cgroup("learner") / "agentrun-calls"
+    try:
+        high = wait_for(
+            lambda: [f for f in slots.glob("call-*/memory.high") if f.read_text() != "max\n"],
+            "a learned memory.high",
+            SLOW_S,
+        )[0]
+        run("systemctl", "kill", "-s", "KILL", "agentrund")
+        run("systemctl", "stop", "agentrund")
+        assert high.read_text() == "max\n"
+    finally:
+        (slots / "cgroup.kill").write_text("1")
+        slow.communicate(timeout=SLOW_S)
+        run("systemctl", "reset-failed", "agentrund", check=False)
+        run("systemctl", "start", "agentrund")

@@ -41,10 +41,12 @@ def engine(host) -> Iterator[Engine]:
     run("systemctl", "daemon-reload")
     run("systemctl", "start", "agentrund")
     made = Engine("docker", "crun")
-    made.create("learner", made.wrapped, "-m", "600m", "--memory-swap", "600m", IMAGE, "sleep", "1000000")
-    made(
-        "exec", "learner", "sh", "-c", 'ln -s "$(command -v python3)" /usr/local/bin/hog'
-    )  # a kind of its own
+    container = made.create(
+        "learner", made.wrapped, "-m", "600m", "--memory-swap", "600m", IMAGE, "sleep", "1000000"
+    )
+    # A program that is a kind of its own.
+    made("exec", "learner", "sh", "-c", 'ln -s "$(command -v python3)" /usr/local/bin/hog')
+    record_of(container, set())
     yield made
     made.rm("learner")
     run("systemctl", "stop", "agentrund")

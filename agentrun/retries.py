@@ -11,19 +11,20 @@ from typing import Any
 WITHIN_S = 1800.0  # from the end of the earlier call to the start of the later one
 _CLOCK_S = 1.0  # the engine may tell its client of the end before that is noted here
 _BY_LIMITS = ("oom-killed", "timed-out", "stalled")
-_SLOWED = frozenset(("memory-throttled", "stalled"))
 
 
 def was_limited(record: Mapping[str, Any]) -> bool:
     """Whether a call ended badly for its limits: killed by them, or slowed down by them and then not well.
 
-    One that was slowed down and ended well needs no retry: its next run is just the next run.
+    One that was slowed down and ended well needs no retry: its next run is just the next run. Nor does it say
+    much that a call was slowed down where its memory.high began at a learned value: that is raised at once.
     """
     verdict, flags = record.get("verdict"), record.get("flags")
     if verdict in _BY_LIMITS:
         return True
-    slowed = isinstance(flags, list) and any(flag in _SLOWED for flag in flags if isinstance(flag, str))
-    return verdict != "ok" and slowed
+    if verdict == "ok" or not isinstance(flags, list):
+        return False
+    return "stalled" in flags or ("memory-throttled" in flags and not record.get("learned"))
 
 
 def is_retry(later: Mapping[str, Any], earlier: Mapping[str, Any]) -> bool:

@@ -13,7 +13,7 @@ from runtimes import LOG, RECORDS, run, wait_for
 
 TREE = Path(__file__).parents[2]
 POLICY = Path("/etc/agentrun/policy.d/10-learned.yaml")
-SLOW_S = 60
+SLOW_S = 150  # of an emulated machine that is busy
 TEXT = """
 version: 1
 classes:

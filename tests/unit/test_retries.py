@@ -69,6 +69,10 @@ ENDS: dict[str, tuple[dict[str, Any], bool]] = {
     "stalled, then given up": ({"verdict": "killed", "flags": ["stalled"]}, True),
     "slowed down, and nobody saw its end": ({"verdict": None, "flags": ["memory-throttled"]}, True),
     "slowed down, and well": ({"verdict": "ok", "flags": ["memory-throttled"]}, False),
+    "slowed down at a learned start, then failed": (
+        {"verdict": "failed", "flags": ["memory-throttled"], "learned": {"memory_high": 1}},
+        False,
+    ),
     "failed by itself": ({"verdict": "failed", "flags": ["cpu-throttled"]}, False),
     "flags that are none": ({"verdict": "failed", "flags": {"stalled": 1}}, False),
     "well": ({"verdict": "ok"}, False),

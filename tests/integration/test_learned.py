@@ -20,7 +20,7 @@ classes:
   standard: {memory: {default: 64M, max: 512M}}
   learning: {memory: {max: 512M, learned: true}}
 rules:
-  - {match: {command: python3}, class: learning}
+  - {match: {command: hungry}, class: learning}
 """
 # Takes MEGABYTES in steps of 2 with a pause.
 HOG = """
@@ -44,8 +44,9 @@ def engine(host) -> Iterator[Engine]:
     container = made.create(
         "learner", made.wrapped, "-m", "600m", "--memory-swap", "600m", IMAGE, "sleep", "1000000"
     )
-    # A program that is a kind of its own.
-    made("exec", "learner", "sh", "-c", 'ln -s "$(command -v python3)" /usr/local/bin/hog')
+    # Programs that are kinds of their own, whatever other tests have run.
+    shell = 'for name in hog hungry; do ln -s "$(command -v python3)" /usr/local/bin/$name; done'
+    made("exec", "learner", "sh", "-c", shell)
     record_of(container, set())
     yield made
     made.rm("learner")
@@ -105,7 +106,7 @@ def call(engine: Engine, known: set[str], *command: str, intent: str = "") -> di
 
 
 def hog(megabytes: int) -> tuple[str, ...]:
-    return "python3", "-c", HOG, str(megabytes)
+    return "hungry", "-c", HOG, str(megabytes)
 
 
 def repeat(record: dict[str, Any], times: int) -> None:
@@ -122,12 +123,12 @@ def begins(record: dict[str, Any]) -> list[dict[str, Any]]:
 def test_call_begins_at_what_calls_like_it_used_and_grows(engine):
     known = finished()
     first = call(engine, known, *hog(60))
-    assert (first["image"], first["command"]["family"], first["learned"]) == (IMAGE, "python3", None)
+    assert (first["image"], first["command"]["family"], first["learned"]) == (IMAGE, "hungry", None)
     repeat(first, 30)
     suggested = run("agentrunctl", "policy", "suggest").stdout
-    assert f"# python3 in {IMAGE}" in suggested and "learned-python3:" in suggested
+    assert f"# hungry in {IMAGE}" in suggested and "learned-hungry:" in suggested
     run("systemctl", "restart", "agentrund")  # it reads the store again
-    small = ("python3", "-c", "pass")
+    small = ("hungry", "-c", "pass")
     known |= finished()
     wait_for(lambda: call(engine, known, *small)["learned"], "agentrund to know", SLOW_S)
     large = call(engine, known, *hog(200))
@@ -142,7 +143,7 @@ def test_call_begins_at_what_calls_like_it_used_and_grows(engine):
 
 
 def test_learned_start_goes_with_agentrund(engine):
-    slow = start_call(engine, "learner", "python3", "-c", "import time; time.sleep(1000)")
+    slow = start_call(engine, "learner", "hungry", "-c", "import time; time.sleep(1000)")
     slots = engine.cgroup("learner") / "agentrun-calls"
     try:
         high = wait_for(

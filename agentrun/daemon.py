@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from agentrun import calls, files, inotify, log, processes, systemd, verdict
+from agentrun import calls, containerend, files, inotify, log, processes, systemd, verdict
 from agentrun.background import Background
 from agentrun.bpf.watch import NetCounts
 from agentrun.cgroup import Cgroup
@@ -250,7 +250,13 @@ class Daemon(Loop):
         if call.status is None:
             return False
         call.unsaved |= verdict.describe_status(call.status)
+        if self._ended_with_container(call, call.status):
+            call.unsaved["killed_by"] = "engine"
         return True
+
+    def _ended_with_container(self, call: Call, status: int) -> bool:
+        was_killed = os.WTERMSIG(status) == signal.SIGKILL and not call.state.get("killed_by")
+        return was_killed and containerend.took_along(call.state, self.paths.cgroup_root)
 
     def _check_end(self, call: Call) -> None:
         """Record the call if its cgroup is empty and nobody is about to place a process there."""

@@ -1,7 +1,7 @@
 """How soon an agent reads what it is told, counted from the end of its call. Prints rows for benchmarks.md.
 
 `feedback.py native N`: agentrund and calls of its own on this machine (root, a cgroup2 mount; a hybrid one
-will do). `feedback.py engines N`: OOM kills with docker and podman (the test VM), counted from the kernel log.
+will do). `feedback.py engines N`: OOM kills with docker and podman (the test VM), timed by the kernel log.
 """
 
 from __future__ import annotations

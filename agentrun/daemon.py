@@ -345,6 +345,13 @@ def take_lock(paths: Paths) -> int:
     return fd
 
 
+def _lock_memory(paths: Paths) -> None:
+    try:
+        inotify.lock_memory()
+    except OSError as error:
+        log.warn(paths, "memory not locked: late where the host runs out of it", error=str(error))
+
+
 def _start_watchdog(daemon: Daemon) -> None:
     """Tell systemd's watchdog, from the loop itself, that the loop turns."""
     microseconds = os.environ.get("WATCHDOG_USEC", "")
@@ -369,6 +376,7 @@ def main() -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: daemon.stop())  # before the lock tells others that we live
         lock = take_lock(paths)
+        _lock_memory(paths)
         teller = Teller(daemon)
         daemon.parts += (
             teller,

@@ -22,19 +22,21 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from agentrun import calls, files, inotify, log, processes, systemd, verdict
+from agentrun import calls, containerend, files, inotify, log, processes, systemd, verdict
 from agentrun.background import Background
 from agentrun.bpf.watch import NetCounts
 from agentrun.cgroup import Cgroup
 from agentrun.controller.controller import Controller
 from agentrun.deadlines import Deadlines
 from agentrun.errors import AgentrunError, StateError
+from agentrun.images import Images
 from agentrun.ingester import Ingester
 from agentrun.live import Call, Part
 from agentrun.loop import Loop
 from agentrun.memorywatch import MemoryWatch
 from agentrun.paths import Paths, host_paths
 from agentrun.stalls import Stalls
+from agentrun.starts import Starts
 from agentrun.teller import Teller
 
 LOCK_FILE = "agentrund.lock"
@@ -250,7 +252,13 @@ class Daemon(Loop):
         if call.status is None:
             return False
         call.unsaved |= verdict.describe_status(call.status)
+        if self._ended_with_container(call, call.status):
+            call.unsaved["killed_by"] = "engine"
         return True
+
+    def _ended_with_container(self, call: Call, status: int) -> bool:
+        was_killed = os.WTERMSIG(status) == signal.SIGKILL and not call.state.get("killed_by")
+        return was_killed and containerend.took_along(call.state, self.paths.cgroup_root)
 
     def _check_end(self, call: Call) -> None:
         """Record the call if its cgroup is empty and nobody is about to place a process there."""
@@ -340,6 +348,13 @@ def take_lock(paths: Paths) -> int:
     return fd
 
 
+def _lock_memory(paths: Paths) -> None:
+    try:
+        inotify.lock_memory()
+    except OSError as error:
+        log.warn(paths, "memory not locked: late where the host runs out of it", error=str(error))
+
+
 def _start_watchdog(daemon: Daemon) -> None:
     """Tell systemd's watchdog, from the loop itself, that the loop turns."""
     microseconds = os.environ.get("WATCHDOG_USEC", "")
@@ -364,6 +379,7 @@ def main() -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: daemon.stop())  # before the lock tells others that we live
         lock = take_lock(paths)
+        _lock_memory(paths)
         teller = Teller(daemon)
         daemon.parts += (
             teller,
@@ -371,6 +387,8 @@ def main() -> None:
             MemoryWatch(daemon, teller),
             Stalls(daemon, teller),
             Background(daemon),
+            Images(daemon),
+            Starts(daemon),  # after it: it looks at the image
         )
         controller = Controller(daemon, paths)
         daemon.on_change.append(controller.changed)

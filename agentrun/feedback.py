@@ -68,7 +68,7 @@ def compose(event: str, record: Record, templates: Mapping[str, str]) -> str:
 
 
 def sentence(event: str, record: Record, templates: Mapping[str, str]) -> str:
-    """The same as one line of a runtime's error message: no prefix, and no full stop, for engines add to it."""
+    """The same as one line of a runtime's error message: no prefix, no full stop: engines add to it."""
     words = _text(event, record, templates).split()
     return textwrap.shorten(_clean(" ".join(words)), _WIDTH * LINES).rstrip(".")
 

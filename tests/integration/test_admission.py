@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -124,6 +125,10 @@ def waiting() -> list[dict[str, Any]]:
     return [row for row in Client().calls() if row.get("waiting")]
 
 
+def is_over_or_waits(process: subprocess.Popen[str]) -> bool:
+    return process.poll() is not None or bool(left_behind())
+
+
 def start_waiting(engine: Engine, *command: str) -> subprocess.Popen[str]:
     """Start a call of the low tier, and wait until it waits.
 
@@ -131,7 +136,7 @@ def start_waiting(engine: Engine, *command: str) -> subprocess.Popen[str]:
     """
     for _ in range(TRIES):
         process = start_call(engine, "low", *command)
-        wait_for(lambda p=process: p.poll() is not None or left_behind(), "the call to wait", SLOW_S)
+        wait_for(functools.partial(is_over_or_waits, process), "the call to wait", SLOW_S)
         if process.poll() is None:
             return process
         assert end(process) == 0

@@ -27,7 +27,7 @@ version: 1
 default-class: plain
 classes:
   plain: {}
-  timed: {time: {soft: 2s, hard: 2m}}
+  timed: {time: {soft: 8s, hard: 2m}}
   squeezed: {memory: {max: 250M, high: 40M}, time: {hard: 15s}}
   watched: {memory: {max: 250M, high: 40M}, time: {hard: 3m}, stall: {share: 50%, time: 4s, action: kill}}
 """
@@ -103,7 +103,7 @@ CASES_OF = {
     "not timed out: its own timeout": Case(
         ("timeout", "-s", "KILL", "1", "sleep", "9"), "killed", 137, intent="time=60s"
     ),
-    "slow": Case(("sleep", "4"), "ok", flags=has("slow"), intent="class=timed"),
+    "slow": Case(("sleep", "9"), "ok", flags=has("slow"), intent="class=timed"),
     "not slow": Case(("sleep", "0.1"), "ok", intent="class=timed"),
     "slowed by memory.high": hog(
         150, "timed-out", 137, "call", has("memory-throttled"), intent="class=squeezed"

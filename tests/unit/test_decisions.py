@@ -364,6 +364,16 @@ def is_frozen(memory: Memory, key: str) -> bool:
     return memory.held.get(key, Held()).frozen_at is not None
 
 
+def test_nobody_is_frozen_in_the_step_that_lets_a_starved_one_after_him_go():
+    story = []
+    for now, sizes in ((1.0, (500, 500, 500)), (10.4, (50, 200, 300)), (11.0, (400, 400, 500))):
+        calls = tuple(Call(key, LOW, i, sizes[i] * MIB, ("host",)) for i, key in enumerate("abc"))
+        story.append(Snapshot(now, calls, (Domain("host", 1000 * MIB, sum(sizes) * MIB),)))
+    for _, _, decision in play(story):
+        assert is_frozen(decision.memory, "c") or not is_frozen(decision.memory, "b"), decision.actions
+    assert [action.key for action in decision.actions if action.what == "thaw"] == ["c"]
+
+
 @settings(max_examples=100, deadline=None)
 @given(stories())
 def test_nobody_is_frozen_while_one_after_him_runs_and_the_first_never(story):

@@ -30,6 +30,7 @@ from agentrun.controller.controller import Controller
 from agentrun.deadlines import Deadlines
 from agentrun.errors import AgentrunError, StateError
 from agentrun.ingester import Ingester
+from agentrun.kernelevents import KernelEvents
 from agentrun.live import Call, Part
 from agentrun.loop import Loop
 from agentrun.memorywatch import MemoryWatch
@@ -364,7 +365,9 @@ def main() -> None:
             signal.signal(number, lambda *_: daemon.stop())  # before the lock tells others that we live
         lock = take_lock(paths)
         teller = Teller(daemon)
+        events = KernelEvents(daemon, teller)
         daemon.parts += (
+            events,  # first: the others say what it has learned
             teller,
             Deadlines(daemon, teller),
             MemoryWatch(daemon, teller),
@@ -374,11 +377,13 @@ def main() -> None:
         controller = Controller(daemon, paths)
         daemon.on_change.append(controller.changed)
         teller.start()
+        events.start()
         _start_watchdog(daemon)
         try:
             daemon.run()
         finally:
             controller.close()
+            events.close()
             teller.close()
     except AgentrunError as error:
         sys.exit(f"agentrund: {error}")

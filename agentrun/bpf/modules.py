@@ -55,7 +55,14 @@ class Module:
 MODULES = {
     module.name: module
     for module in (
-        Module("events", "ends, execs, exits and OOM victims of calls"),
+        Module(
+            "events",
+            "ends, execs, exits and OOM victims of calls",
+            optional={
+                "on_oom": "whose limit an OOM kill was for is only counted, not told (this kernel takes no"
+                " program at out_of_memory)"
+            },
+        ),
         Module(
             "net",
             "network profiles and counters of calls",

@@ -27,6 +27,7 @@ from agentrun.background import Background
 from agentrun.bpf.watch import NetCounts
 from agentrun.cgroup import Cgroup
 from agentrun.controller.controller import Controller
+from agentrun.daemonstatus import DaemonStatus
 from agentrun.deadlines import Deadlines
 from agentrun.errors import AgentrunError, StateError
 from agentrun.ingester import Ingester
@@ -378,6 +379,9 @@ def main() -> None:
         daemon.on_change.append(controller.changed)
         teller.start()
         events.start()
+        status = DaemonStatus(daemon, paths)
+        status.sources |= {"keeper": teller.link.check, "events": events.status}
+        status.start()
         _start_watchdog(daemon)
         try:
             daemon.run()

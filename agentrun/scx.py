@@ -74,7 +74,7 @@ class State:
 
 def is_supported() -> bool:
     """Whether this kernel has sched_ext."""
-    return os.path.isdir(SYSFS)
+    return os.path.exists(f"{SYSFS}/state")
 
 
 def _read(name: str) -> str | None:

@@ -27,9 +27,10 @@ _Info = TypeVar("_Info")
 
 
 def is_mounted(path: str = BPFFS) -> bool:
-    """Whether a BPF file system is mounted there."""
+    """Whether a BPF file system is mounted there, and nothing over it."""
     with open("/proc/self/mounts", encoding="utf-8") as mounts:
-        return any(line.split()[1:3] == [path, _BPFFS_MAGIC_NAME] for line in mounts)
+        kinds = [words[2] for line in mounts if (words := line.split())[1] == path]
+    return kinds[-1:] == [_BPFFS_MAGIC_NAME]
 
 
 def _check_private(path: str) -> None:

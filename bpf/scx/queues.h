@@ -49,8 +49,10 @@ static __always_inline void begin_waiting(struct task_state *task, u32 where)
 		return;
 	}
 	__sync_fetch_and_add(&nr_waiting_groups_tasks, 1);
-	if (!__sync_fetch_and_add(&groups[slot].nr_waiting, 1))
+	if (!__sync_fetch_and_add(&groups[slot].nr_waiting, 1)) {
+		groups[slot].let_at = scx_bpf_now();
 		__sync_fetch_and_or(&waiting_groups[word & (MAX_GROUPS / 64 - 1)], 1ULL << (slot & 63));
+	}
 	if (word > top_word)
 		top_word = word; /* a lost race costs nothing: the next one in this word repeats it */
 }

@@ -29,7 +29,7 @@ bpf: ## build the BPF objects (clang); `make install` takes along what was built
 uninstall: ## remove what install put there; configuration and records stay
 	rm -f $(addprefix $(DESTDIR)$(BINDIR)/,agentrun agentrun-runc agentrun-crun agentrunctl)
 	rm -f $(DESTDIR)$(SBINDIR)/agentrund
-	rm -f $(addprefix $(DESTDIR)$(UNITDIR)/,agentrund.service agentrun-bpf.service)
+	rm -f $(addprefix $(DESTDIR)$(UNITDIR)/,agentrund.service agentrun-bpf.service agentrun-scx.service)
 	rm -rf $(DESTDIR)$(LIBEXECDIR)
 
 demo: ## show the main job: tool calls of one container, each in its own cgroup (DEMO=host: no VM)

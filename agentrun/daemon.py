@@ -36,6 +36,7 @@ from agentrun.live import Call, Part
 from agentrun.loop import Loop
 from agentrun.memorywatch import MemoryWatch
 from agentrun.paths import Paths, host_paths
+from agentrun.schedulerkeeper import SchedulerKeeper
 from agentrun.stalls import Stalls
 from agentrun.teller import Teller
 
@@ -379,14 +380,21 @@ def main() -> None:
         daemon.on_change.append(controller.changed)
         teller.start()
         events.start()
+        scheduler = SchedulerKeeper(daemon, paths)
+        scheduler.start()
         status = DaemonStatus(daemon, paths)
-        status.sources |= {"keeper": teller.link.check, "events": events.status}
+        status.sources |= {
+            "keeper": teller.link.check,
+            "events": events.status,
+            "scheduler": scheduler.status,
+        }
         status.start()
         _start_watchdog(daemon)
         try:
             daemon.run()
         finally:
             controller.close()
+            scheduler.close()
             events.close()
             teller.close()
     except AgentrunError as error:

@@ -138,6 +138,14 @@ def daemon_findings(status: dict[str, Any] | None, now_s: float) -> Iterator[Fin
         yield Finding("note" if is_new else "problem", "agentrund: keeper", text)
     else:
         yield Finding("ok", "agentrund: keeper", f"answers (pid {keeper['pid']})")
+    scheduler = status.get("scheduler") or {}
+    if scheduler.get("ejections"):
+        next_s = scheduler.get("next_s")
+        then = "" if next_s is None else f"; it is loaded again in {next_s:.0f} s"
+        text = (
+            f"ejected {scheduler['ejections']} times since agentrund started, the last: {scheduler['last']}"
+        )
+        yield Finding("note", "agentrund: scheduler", text + then)
     events = status.get("events") or {}
     if events.get("problem"):
         yield Finding("problem", "agentrund: events", str(events["problem"]))

@@ -179,6 +179,15 @@ def test_keeper_that_does_not_answer_is_a_problem(keeper, up_s, level):
     assert judged(said(keeper=keeper, up_s=up_s))["agentrund: keeper"] == level
 
 
+def test_ejections_of_the_scheduler_are_shown_with_the_next_try():
+    scheduler = {"ejections": 2, "last": "scheduler ejected: stall", "next_s": 4.0}
+    (found,) = [
+        f for f in doctor.daemon_findings(said(scheduler=scheduler), 103.0) if f.what.endswith("scheduler")
+    ]
+    assert found.level == "note"
+    assert found.text.startswith("ejected 2 times") and found.text.endswith("again in 4 s")
+
+
 def test_events_that_cannot_be_read_are_a_problem_and_none_are_a_note():
     wrong = {"is_read": False, "kills": 0, "problem": "use pin: not root's alone"}
     assert judged(said(events=wrong))["agentrund: events"] == "problem"

@@ -25,7 +25,7 @@ struct {
 } ar_scx_timer SEC(".maps");
 
 u32 timer_runs;
-u32 nr_held;	/* groups that were found without budget since the timer last looked */
+u32 nr_held;	/* any group was found without budget since the timer last looked */
 
 /* Give the budget of the periods that went by. One CPU does it, the others see the new start. */
 static __always_inline void refill(struct group *group, u64 now)
@@ -108,8 +108,7 @@ static __noinline u64 held_until(u32 slot, u64 now)
 		limit = overdue_at(group);
 		if (is_before(limit, until))
 			until = is_before(limit, now) ? now : limit;
-		if (!group->held_until)
-			__sync_fetch_and_add(&nr_held, 1);
+		nr_held = 1;
 		count(COUNT_HELD);
 	}
 	group->held_until = until;

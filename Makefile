@@ -52,9 +52,10 @@ vm-test: bpf ## integration tests on real docker, podman, containerd, runc and c
 		"tests/integration/test_engines.py" \
 		"tests/integration/test_policy.py" \
 		"tests/integration/test_feedback.py" \
+		"tests/integration/test_verdicts.py" \
 		"tests/integration/test_edges.py tests/integration/test_daemon.py" \
 		"tests/integration/test_bpf.py tests/integration/test_network.py tests/integration/test_kernel.py" \
-		"tests/integration/test_controller.py tests/integration/test_store.py" \
+		"tests/integration/test_controller.py tests/integration/test_store.py tests/integration/test_learned.py" \
 		"tests/integration/test_memcg_ops.py"
 
 scx-test: bpf ## the CPU scheduler, which is opt-in, in the test VM: what it must not break (not part of `make test`)

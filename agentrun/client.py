@@ -95,6 +95,10 @@ class Client:
             raise CallNotFoundError(f"find call {call_id or exec_id!r}: {why}")
         return found[0]
 
+    def retried_by(self, call_id: str) -> list[str]:
+        """Ids of the calls that are retries of this one (`retry_of` in their records), by age."""
+        return [str(row["id"]) for row in self.calls(Query(retry_of=call_id))]
+
     def wait(
         self, call_id: str | None = None, *, exec_id: str | None = None, timeout_s: float | None = None
     ) -> dict[str, Any]:

@@ -57,6 +57,36 @@ _PYTHON_VALUED = frozenset(("-W", "-X", "--check-hash-based-pycs"))
 _PREPARATIONS = frozenset(
     ("cd", "export", "set", "source", ".", "umask", "ulimit", "pushd", "true", ":", "unset", "shopt")
 )
+# Programs whose first word decides what a call needs. Only words known here are ever stored: any other could
+# be anybody's secret.
+_INSTALLERS = frozenset(
+    ("install", "i", "ci", "add", "update", "upgrade", "sync", "download", "lock", "create")
+)
+_BUILDERS = frozenset(
+    (
+        "build",
+        "test",
+        "run",
+        "check",
+        "clippy",
+        "bench",
+        "doc",
+        "vet",
+        "package",
+        "lint",
+        "restore",
+        "verify",
+        "assemble",
+    )
+)
+_CHORES = frozenset(("clone", "fetch", "pull", "push", "gc", "checkout", "rebase", "merge"))
+_VERBS: dict[str, frozenset[str]] = {
+    **dict.fromkeys(("npm", "pnpm", "yarn", "bun", "cargo", "go", "dotnet", "mvn", "gradle", "bazel", "uv",
+                     "poetry"), _INSTALLERS | _BUILDERS),
+    **dict.fromkeys(("pip", "pip3", "apt", "apt-get", "apk", "dnf", "yum", "conda", "mamba", "bundle",
+                     "composer", "brew", "pipenv", "pdm"), _INSTALLERS),
+    "git": _CHORES,
+}  # fmt: skip
 
 
 class Command:
@@ -73,6 +103,16 @@ class Command:
     def program(self) -> str:
         """The program's name without its directory."""
         return base_name(self.words[0]) if self.words else ""
+
+    @property
+    def family(self) -> str:
+        """What calls like this one have in common, in the words of a rule: `pytest`, `npm install`."""
+        program = self.program
+        known = _VERBS.get(program)
+        if known is None:
+            return program
+        verb = next((word for word in self.words[1:] if not word.startswith("-")), "")
+        return f"{program} {verb}" if verb in known else program
 
 
 def base_name(path: str) -> str:

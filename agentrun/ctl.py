@@ -162,8 +162,10 @@ def _follow(client: Client, query: Query) -> None:
 @cli.command()
 @click.argument("call")
 def inspect(call: str) -> None:
-    """Print everything about CALL (its id, or how that begins)."""
-    click.echo(json.dumps(Client().call(call), indent=2))
+    """Print everything about CALL (its id, or how that begins), and which calls retried it."""
+    client = Client()
+    record = client.call(call)
+    click.echo(json.dumps({**record, "retried_by": client.retried_by(record["id"])}, indent=2))
 
 
 @cli.command()

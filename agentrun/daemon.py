@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from agentrun import calls, files, inotify, log, processes, systemd, verdict
+from agentrun import calls, containerend, files, inotify, log, processes, systemd, verdict
 from agentrun.background import Background
 from agentrun.bpf.watch import NetCounts
 from agentrun.cgroup import Cgroup
@@ -30,6 +30,7 @@ from agentrun.controller.controller import Controller
 from agentrun.daemonstatus import DaemonStatus
 from agentrun.deadlines import Deadlines
 from agentrun.errors import AgentrunError, StateError
+from agentrun.images import Images
 from agentrun.ingester import Ingester
 from agentrun.kernelevents import KernelEvents
 from agentrun.live import Call, Part
@@ -38,6 +39,7 @@ from agentrun.memorywatch import MemoryWatch
 from agentrun.paths import Paths, host_paths
 from agentrun.schedulerkeeper import SchedulerKeeper
 from agentrun.stalls import Stalls
+from agentrun.starts import Starts
 from agentrun.teller import Teller
 
 LOCK_FILE = "agentrund.lock"
@@ -253,7 +255,13 @@ class Daemon(Loop):
         if call.status is None:
             return False
         call.unsaved |= verdict.describe_status(call.status)
+        if self._ended_with_container(call, call.status):
+            call.unsaved["killed_by"] = "engine"
         return True
+
+    def _ended_with_container(self, call: Call, status: int) -> bool:
+        was_killed = os.WTERMSIG(status) == signal.SIGKILL and not call.state.get("killed_by")
+        return was_killed and containerend.took_along(call.state, self.paths.cgroup_root)
 
     def _check_end(self, call: Call) -> None:
         """Record the call if its cgroup is empty and nobody is about to place a process there."""
@@ -342,6 +350,13 @@ def take_lock(paths: Paths) -> int:
     return fd
 
 
+def _lock_memory(paths: Paths) -> None:
+    try:
+        inotify.lock_memory()
+    except OSError as error:
+        log.warn(paths, "memory not locked: late where the host runs out of it", error=str(error))
+
+
 def _start_watchdog(daemon: Daemon) -> None:
     """Tell systemd's watchdog, from the loop itself, that the loop turns."""
     microseconds = os.environ.get("WATCHDOG_USEC", "")
@@ -366,6 +381,7 @@ def main() -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: daemon.stop())  # before the lock tells others that we live
         lock = take_lock(paths)
+        _lock_memory(paths)
         teller = Teller(daemon)
         events = KernelEvents(daemon, teller)
         daemon.parts += (
@@ -375,6 +391,8 @@ def main() -> None:
             MemoryWatch(daemon, teller),
             Stalls(daemon, teller),
             Background(daemon),
+            Images(daemon),
+            Starts(daemon),  # after it: it looks at the image
         )
         controller = Controller(daemon, paths)
         daemon.on_change.append(controller.changed)

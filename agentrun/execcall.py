@@ -188,7 +188,7 @@ def _new_state(
     assert plan is not None
     enforced = decision.mode == "enforce"
     pid_file = invocation.last("pid-file")
-    stored = config.policy.get("record_command", "name")
+    stored, unwrapped = config.policy.get("record_command", "name"), decision.command
     return {
         "id": records.new_id(),
         "container": found.container_id,
@@ -198,7 +198,7 @@ def _new_state(
         "pid_file": _absolute(pid_file),
         "oom_before": records.oom_counts(container),
         "calls": container.child(layout.CALLS).path,
-        "command": records.describe_command(process.argv, decision.command.program, stored),
+        "command": records.describe_command(process.argv, unwrapped.program, stored, unwrapped.family),
         "mode": decision.mode,
         "policy": config.policy["hash"],
         "session": decision.session.why,
@@ -227,6 +227,8 @@ def _care(config: Config, decision: Decision) -> dict[str, Any]:
     if decision.mode == "enforce":
         care["background"] = plan.background
         care["stall"] = plan.stall
+        if plan.learned:
+            care["learned"] = True
     return care
 
 

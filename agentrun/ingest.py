@@ -7,6 +7,8 @@ ones are measured when less is left to measure.
 
 Once all of it is in the store, a journal of some size is renamed, so that the last few thousand records can
 be read again if the store is lost.
+
+Here a record also learns which call it is a retry of (`retries`): the journal does not know.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from typing import Any
 from agentrun import config, fastjson, journal, log, retention, store
 from agentrun.errors import StoreError
 from agentrun.paths import Paths
+from agentrun.retries import is_retry
 
 _CHUNK = 1 << 20  # bytes of journal in one transaction
 _ROTATE_AT = 8 << 20
@@ -33,8 +36,18 @@ _HEAD_LIMIT = 4096
 DAMAGED_LINES = "damaged_lines"
 
 INSERT = """INSERT OR IGNORE INTO calls
-    (id, container, exec_id, tier, verdict, command, started, ended, record)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+    (id, container, exec_id, tier, verdict, command, same, retry_of, started, ended, record)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+# The calls after a `seq` that repeat the command of one before them in their container, with the latest such;
+# what ended well is nothing to retry.
+_REPEATED = """SELECT later.seq, later.record, earlier.record FROM calls AS later
+    JOIN calls AS earlier ON earlier.seq = (
+        SELECT seq FROM calls
+        WHERE container = later.container AND same = later.same AND same IS NOT NULL AND id < later.id
+        ORDER BY id DESC LIMIT 1
+    )
+    WHERE later.seq > ? AND earlier.verdict IS NOT 'ok'"""
+_LINK = "UPDATE calls SET retry_of = ?, record = ? WHERE seq = ?"
 _COUNT = """INSERT INTO counters VALUES (?, ?)
     ON CONFLICT (name) DO UPDATE SET value = value + excluded.value"""
 
@@ -86,7 +99,8 @@ def row_of(line: bytes) -> tuple[Any, ...] | None:
         return None
     command = record.get("command")
     names = [record["id"], *(record.get(key) for key in ("container", "exec_id", "tier", "verdict"))]
-    names.append(command.get("name") if isinstance(command, dict) else None)
+    described = command if isinstance(command, dict) else {}
+    names += [described.get("name"), described.get("sha256"), record.get("retry_of")]
     started = _time_of(record.get("start"))
     ended = _time_of(record.get("end"))
     kept = line.decode("ascii") if line.isascii() else fastjson.dumps(record)
@@ -245,11 +259,22 @@ def _is_line_end(fd: int, position: int) -> bool:
 
 def _insert(connection: sqlite3.Connection, chunk: Chunk) -> int:
     before = connection.total_changes
+    last = connection.execute("SELECT coalesce(max(seq), 0) FROM calls").fetchone()[0]
     connection.executemany(INSERT, chunk.rows)
     added = connection.total_changes - before
+    _link_retries(connection, last)
     if chunk.damaged:
         connection.execute(_COUNT, (DAMAGED_LINES, len(chunk.damaged)))
     return added
+
+
+def _link_retries(connection: sqlite3.Connection, after: int) -> None:
+    """Name in the records behind a `seq` which call each is a retry of."""
+    for seq, later, earlier in connection.execute(_REPEATED, (after,)).fetchall():
+        record, before = parse_record(later), parse_record(earlier)
+        if record is not None and before is not None and is_retry(record, before):
+            linked = fastjson.dumps({**record, "retry_of": before["id"]})
+            connection.execute(_LINK, (text_of(before["id"]), linked, seq))
 
 
 def backlog(paths: Paths, connection: sqlite3.Connection | None) -> int:

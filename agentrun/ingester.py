@@ -27,6 +27,7 @@ class Ingester:
         self._wake = threading.Event()
         self._stopped = threading.Event()
         self._problem = ""
+        self.after: list[Callable[[], None]] = []  # called in the thread, when all is taken for now
         self._thread = threading.Thread(target=self._work, name="ingester", daemon=True)
 
     def start(self) -> None:
@@ -55,6 +56,9 @@ class Ingester:
             self._wake.clear()
             while not self._stopped.is_set() and not self._turn(ingest.ingest):
                 self._stopped.wait(_PAUSE_S)
+            for action in self.after:
+                if not self._stopped.is_set():
+                    action()
 
     def _turn(self, take: Callable[[Paths, float], Progress]) -> bool:
         """One turn; whether all is done for now. What goes wrong is logged once, not every second."""

@@ -15,6 +15,7 @@ IN_Q_OVERFLOW = 0x4000
 IN_IGNORED = 0x8000
 IN_ONLYDIR = 0x0100_0000
 IN_DONT_FOLLOW = 0x0200_0000
+_MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4  # asm-generic/mman.h
 _EVENT = struct.Struct("iIII")  # wd, mask, cookie, length of the name (inotify.7)
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -78,6 +79,15 @@ class Inotify:
 _PIDFD_INFO = struct.Struct("QQIIIIIIIIIIIi")  # struct pidfd_info, first version (include/uapi/linux/pidfd.h)
 _PIDFD_INFO_EXIT = 1 << 3
 _PIDFD_GET_INFO = 3 << 30 | _PIDFD_INFO.size << 16 | 0xFF << 8 | 11
+
+
+def lock_memory() -> None:
+    """Keep what this process has touched in memory: whoever reports that a host ran out must not wait for it.
+
+    Without it, a host that runs out evicts our code as well, and each step waits for a disk. Raises OSError
+    (no CAP_IPC_LOCK and a low RLIMIT_MEMLOCK).
+    """
+    _check(_libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT), "mlockall")
 
 
 def exit_status(pidfd: int) -> int | None:

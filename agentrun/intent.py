@@ -29,6 +29,9 @@ _SHOWN_LIMIT = 64  # characters of a refused part that a record repeats
 _RAW_LIMIT = 256
 _REFUSED_LIMIT = 16  # refused parts that a record names
 _NAME_LIMIT = 64
+_CUTS_LIMIT = 16  # declarations that are cut out of one word
+_BOUNDARY = frozenset(" \t\n;&|(")
+_VALUE_ENDS = frozenset(" \t\n;&|()")
 
 # AgentCgroup's words (README: low = 256 MiB, medium = 1 GiB, high = as much as is allowed).
 _WORDS = {"low": 256 << 20, "medium": 1 << 30, "high": LARGEST, "max": LARGEST}
@@ -230,3 +233,58 @@ def gather(annotated: str | None, environment: Iterable[object], assignments: It
     for text in [*texts, *declared(environment), *declared(assignments)]:
         take_into(intent, text)
     return intent
+
+
+def without(words: list[str]) -> list[str]:
+    """The words of a command with every declaration cut out: the same for each size that is tried.
+
+    Looked at as text, in words of their own (`env AGENTRUN_INTENT=... pytest`) and in shell strings.
+    """
+    if not any(INTENT_VARIABLE in word or HINT_VARIABLE in word for word in words):
+        return words
+    kept: list[str] = []
+    for word in words:
+        is_string = bool(kept) and kept[-1].startswith("-") and "c" in kept[-1]
+        if word.startswith((INTENT_VARIABLE + "=", HINT_VARIABLE + "=")) and not is_string:
+            continue
+        kept.append(_cut_out(word))
+    # `env` with nothing left to set is the bare command.
+    is_bare = (
+        len(words) > len(kept) > 1 and kept[0] == "env" and not kept[1].startswith("-") and "=" not in kept[1]
+    )
+    return kept[1:] if is_bare else kept
+
+
+def _cut_out(text: str) -> str:
+    for name in (INTENT_VARIABLE, HINT_VARIABLE):
+        at = 0
+        for _ in range(_CUTS_LIMIT):
+            at = text.find(name + "=", at)
+            if at < 0:
+                break
+            if at and text[at - 1] not in _BOUNDARY:
+                at += 1
+                continue
+            head, tail = text[:at], text[_value_end(text, at + len(name) + 1) :].lstrip(" \t")
+            lead = head.rstrip(" \t").rpartition(" ")[2].rpartition(";")[2]
+            if lead in ("env", "export"):
+                head = head.rstrip(" \t")[: -len(lead)]
+            if lead == "export":
+                tail = tail.lstrip(" \t\n;&")
+            text, at = head + tail, len(head)
+    return text
+
+
+def _value_end(text: str, at: int) -> int:
+    """Where the value of an assignment in a shell string ends."""
+    quote = ""
+    while at < len(text):
+        char = text[at]
+        if quote:
+            quote = "" if char == quote else quote
+        elif char in "'\"":
+            quote = char
+        elif char in _VALUE_ENDS:
+            break
+        at += 1
+    return at

@@ -28,7 +28,7 @@ import sys
 import time
 from typing import Any
 
-from agentrun import fastjson
+from agentrun import fastjson, inotify
 
 MESSAGE_LIMIT = 1 << 14
 TEXT_LIMIT = 4096  # PIPE_BUF: as much as a pipe takes as a whole or not at all (pipe.7)
@@ -283,6 +283,8 @@ def main(fd: int) -> None:
     # Only agentrund ends it: a service's stop signals both, and agentrund may still have something to say.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with contextlib.suppress(OSError):  # agentrund could not either, and said so
+        inotify.lock_memory()
     with socket.socket(fileno=fd) as sock:
         keeper = Keeper(sock)
         while keeper.turn():

@@ -44,8 +44,8 @@ class Plan:
 
     __slots__ = (
         "background", "ceilings", "class_name", "cpu_weight", "cpus", "cpuset", "feedback", "io_max",
-        "io_weight", "memory", "memory_adaptive", "memory_high", "memory_low", "memory_min", "net", "pids",
-        "priority", "rank", "reasons", "stall", "time_hard", "time_soft",
+        "io_weight", "learned", "memory", "memory_adaptive", "memory_high", "memory_low", "memory_min", "net",
+        "pids", "priority", "rank", "reasons", "stall", "time_hard", "time_soft",
     )  # fmt: skip
 
     def __init__(self, class_name: str = "standard") -> None:
@@ -53,6 +53,7 @@ class Plan:
         self.memory: int | None = None
         self.memory_high: int | None = None
         self.memory_adaptive = False
+        self.learned = False  # whether agentrund may begin with a memory.high from what calls like it used
         self.memory_low: int | None = None
         self.memory_min: int | None = None
         self.cpus: float | None = None
@@ -215,6 +216,9 @@ def _memory(plan: Plan, around: _Around, asked: float | None) -> None:
             part.raise_to(MEMORY_FLOOR, around.session, around.host)
         setattr(plan, f"memory_{name}", None if part.value is None else int(part.value))
     plan.memory_adaptive = plan.memory_high is not None and bool(around.klass.get("adaptive"))
+    plan.learned = plan.memory_high is None and asked is None and bool(around.klass.get("learned"))
+    if plan.learned:
+        plan.reasons.append("memory.high: begins at what calls like it used, where agentrund knows that")
 
 
 def _cpu(plan: Plan, around: _Around, asked: float | None) -> None:

@@ -1,10 +1,11 @@
-"""`agentrunctl policy`: check, compile, explain and test policies."""
+"""`agentrunctl policy`: check, compile, explain, test and suggest policies."""
 
 from __future__ import annotations
 
 import json
 import shlex
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,19 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from agentrun import config, configfile, container, policyfile, policytest, processdoc, surroundings
+from agentrun import (
+    config,
+    configfile,
+    container,
+    ingest,
+    learned,
+    learning,
+    policyfile,
+    policytest,
+    processdoc,
+    suggest,
+    surroundings,
+)
 from agentrun import session as sessions
 from agentrun.cgroup import Cgroup
 from agentrun.decide import Decision, decide
@@ -23,12 +36,12 @@ from agentrun.plan import Limits
 from agentrun.policy import ANNOTATION
 from agentrun.policyreference import json_schema, reference
 from agentrun.terminal import plain
-from agentrun.units import parse_number, parse_size
+from agentrun.units import parse_duration, parse_number, parse_size, show_number
 
 
 @click.group()
 def policy() -> None:
-    """Check, compile, explain and test policies."""
+    """Check, compile, explain, test and suggest policies."""
 
 
 def _fail(text: str) -> None:
@@ -218,6 +231,58 @@ def _explanation(decision: Decision, compiled: dict[str, Any], limits: Limits) -
         ("writes", [f"{file} = {value}" for _, file, value in plan.files()]),
         ("tells", [told] if told and compiled.get("machine_truth", True) else []),
     ]
+
+
+def _since(_: click.Context, __: click.Parameter, value: str) -> float:
+    seconds = parse_duration(value)
+    if seconds is None:
+        raise click.BadParameter(f"{value!r}: expected a duration with a unit, such as 7d")
+    return seconds
+
+
+@policy.command("suggest")
+@click.option(
+    "--policy",
+    "files",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="A file to start from (repeatable).",
+)
+@click.option(
+    "--since", default="14d", callback=_since, metavar="TIME", help="Calls that ended in the last ..."
+)
+@click.option(
+    "--min-calls",
+    type=click.IntRange(min=1),
+    default=learning.LEAST_CALLS,
+    show_default=True,
+    metavar="N",
+    help="Say nothing of kinds with fewer calls.",
+)
+@click.option("--json", "as_json", is_flag=True, help="What is known and suggested as JSON.")
+def suggest_policy(files: tuple[Path, ...], since: float, min_calls: int, as_json: bool) -> None:
+    """Print classes and rules that fit what calls used, with the evidence, as a policy file to look at."""
+    host = host_paths()
+    chosen = files or tuple(Path(host.policy, name) for name in config.policy_names(host))
+    try:
+        compiled = load_files(chosen)
+        source = suggest.read_source([path.read_text(encoding="utf-8") for path in chosen], compiled)
+        ingest.ingest(host)
+        samples = learned.samples(host, time.time() - since)
+    except (policyfile.PolicyError, AgentrunError, OSError) as error:
+        _fail(str(error))
+        return
+    proposals = suggest.propose(learning.usages(samples, min_calls), source)
+    if as_json:
+        click.echo(json.dumps([suggest.describe(proposal) for proposal in proposals], indent=2))
+        return
+    count = sum(1 for proposal in proposals if proposal.name)
+    head = [
+        f"agentrunctl policy suggest: {len(samples)} calls of the last {show_number(since / 86400)} days, "
+        f"{len(proposals)} kinds with at least {min_calls}, {count} suggestions",
+        "For a file of its own that is read last (90-learned.yaml): its rules are matched first.",
+    ]
+    click.echo(suggest.render(proposals, source, head), nl=False)
 
 
 @policy.command("test")

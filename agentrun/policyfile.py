@@ -174,6 +174,8 @@ def _check_class(file: _File, name: str, klass: dict[str, Any]) -> None:
     for lower, upper in (("default", "max"), ("high", "max"), ("low", "max"), ("min", "max"), ("min", "low")):
         if _exceeds(memory.get(lower), memory.get(upper)):
             file.complain(f"is more than {upper}", "classes", name, "memory", lower)
+    if memory.get("learned") and "high" in memory:
+        file.complain("has no effect beside high", "classes", name, "memory", "learned")
     for part in ("cpu", "pids"):
         if _exceeds(klass.get(part, {}).get("default"), klass.get(part, {}).get("max")):
             file.complain("is more than max", "classes", name, part, "default")

@@ -57,6 +57,13 @@ CLASS_MEMORY = Table(
             "false",
             "true",
         ),
+        "learned": Key(
+            Flag(),
+            "Where neither `high` nor the intent says anything of memory, agentrund begins with a "
+            "`memory.high` from what calls like it used, and raises it as an adaptive one.",
+            "false",
+            "true",
+        ),
         "low": Key(
             _OF_MAX, "Protected from reclaim while others have some (`memory.low`).", "none", "256M", "bytes"
         ),

@@ -10,7 +10,7 @@ from typing import Any
 from agentrun.ingest import text_of
 
 _HIGHEST = "\U0010ffff"  # no character: sorts behind all that begins the same
-_EXACT = ("tier", "verdict", "exec_id")
+_EXACT = ("tier", "verdict", "exec_id", "retry_of")
 _BEGINS = {"id_prefix": "id", "container": "container"}
 _COLUMNS = "seq, id, record"
 
@@ -21,13 +21,15 @@ class Query:
 
     `container` and `id_prefix` are how an id begins, `command` is a program's name, `since` is when it ended
     at the earliest (seconds since the epoch; what still runs always fits), `last` is the most calls (the
-    latest), `after` leaves out what the store knew at that `seq` already.
+    latest), `after` leaves out what the store knew at that `seq` already, `retry_of` is the id of the call
+    that they tried again.
     """
 
     container: str | None = None
     tier: str | None = None
     verdict: str | None = None
     exec_id: str | None = None
+    retry_of: str | None = None
     command: str | None = None
     since: float | None = None
     id_prefix: str | None = None

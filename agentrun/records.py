@@ -8,7 +8,7 @@ from __future__ import annotations
 import posix
 import time
 
-from agentrun import fastjson, files, journal, verdict
+from agentrun import fastjson, files, intent, journal, verdict
 from agentrun.cgroup import Cgroup
 from agentrun.errors import StateError
 
@@ -27,7 +27,7 @@ _PLANNED = (
 # What agentrund notes in the state of a call while that runs.
 NOTES = (
     "exit_code", "signal", "timed_out", "slow", "stalled", "killed_by", "background", "adapted", "feedback",
-    "network", "oom", "end",
+    "network", "oom", "image", "learned", "end",
 )  # fmt: skip
 _WORD_LIMIT = 64
 _COMMAND_LIMIT = 4096  # characters of a whole command
@@ -55,17 +55,22 @@ def digest(text: str) -> str:
     return str(_sha256()(text.encode("utf-8", "surrogateescape")).hexdigest()[:16])
 
 
-def describe_command(argv: list[Any], program: str, stored: str) -> dict[str, Any] | None:
+def describe_command(
+    argv: list[Any], program: str, stored: str, family: str | None = None
+) -> dict[str, Any] | None:
     """What may be stored of a command: `none`, `hash`, `name` (and the hash), or `full`.
 
-    `program` is the unwrapped program's name: `pytest`, where argv begins with `bash`.
+    `program` is the unwrapped program's name: `pytest`, where argv begins with `bash`; `family` has the word
+    after it where that decides (`npm install`). The hash leaves out an intent: a command that is tried again
+    with a larger one is the same command.
     """
     words = [word for word in argv if isinstance(word, str)]
     if not words or stored == "none":
         return None
-    described: dict[str, Any] = {"sha256": digest("\0".join(words))}
+    described: dict[str, Any] = {"sha256": digest("\0".join(intent.without(words)))}
     if stored != "hash":
         described["name"] = program[:_WORD_LIMIT]
+        described["family"] = (family or program)[:_WORD_LIMIT]
     if stored == "full":
         described["argv"] = _cut(words)
     return described
@@ -100,6 +105,7 @@ def make(slot: str, state: dict[str, Any], call: Cgroup) -> dict[str, Any]:
         "end": state.get("end") or time.time(),
         "end_is": "seen" if state.get("end") else "found-empty" if call.exists() else "found-removed",
         **{key: state.get(key) for key in NOTES if key != "end"},
+        "retry_of": None,  # found when it is taken into the store
         "oom_before": state.get("oom_before"),
         "oom_after": oom_counts(_container(call)),
         **_measure(call),

@@ -41,6 +41,16 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE TABLE journals (journal TEXT PRIMARY KEY, position INTEGER NOT NULL) WITHOUT ROWID",
         "CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID",
     ),
+    (
+        # same: the command's hash, by which a retry finds the call it repeats (`retries`). Filled only for
+        # what ended in the last hour and can still be retried: the rest would be written anew for nothing.
+        "ALTER TABLE calls ADD COLUMN same TEXT",
+        "ALTER TABLE calls ADD COLUMN retry_of TEXT",
+        """UPDATE calls SET same = json_extract(record, '$.command.sha256')
+            WHERE ended > strftime('%s', 'now') - 3600 AND json_valid(record)""",
+        "CREATE INDEX calls_same ON calls (container, same, id) WHERE same IS NOT NULL",
+        "CREATE INDEX calls_retry_of ON calls (retry_of, id) WHERE retry_of IS NOT NULL",
+    ),
 )
 BUSY_S = 5.0
 _LOCK_POLL_S = 0.01

@@ -98,6 +98,7 @@ class Ring:
             length = page + 2 * self._size
             self._data = mmap.mmap(opened.fd, length, mmap.MAP_SHARED, mmap.PROT_READ, offset=page)
         except OSError as error:
+            opened.close()
             raise BpfError(f"map ring buffer: {error.strerror}") from error
 
     def fileno(self) -> int:

@@ -23,6 +23,7 @@ from agentrun.controller.model import (
     Snapshot,
 )
 from agentrun.controller.rules import Situation, Wish
+from agentrun.plan import MEMORY_FLOOR
 from agentrun.units import show_size
 
 STARVE_S = 10.0
@@ -207,14 +208,21 @@ def _guard(call: Call, held: Held, room: int | None) -> int | None:
 
 
 def _soft(call: Call, held: Held, situations: Iterable[Situation], now: float) -> tuple[int | None, str]:
-    """An adaptive call's own memory.high: up while it is slowed down and there is room, back when not."""
-    if not call.adaptive or call.soft is None:
+    """An adaptive call's own memory.high: up while it is slowed down and there is room, back when not.
+
+    So is that of a call which begins with a learned one.
+    """
+    base = call.learned if call.soft is None else call.soft if call.adaptive else None
+    if base is None:
         return None, ""
-    current = held.soft or call.soft
-    rooms = [situation.domain.headroom - situation.reserve for situation in situations]
+    domains = list(situations)
+    if call.soft is None and held.soft is None:
+        return _begin(call, base, domains)
+    current = held.soft or base
+    rooms = [situation.domain.headroom - situation.reserve for situation in domains]
     since = now - held.softened_at
-    if min(rooms, default=1) <= 0 or (current > call.soft and call.usage < call.soft // 2):
-        return (call.soft, "there is no room any more") if since >= _HARDEN_S else (current, "")
+    if min(rooms, default=1) <= 0 or (current > base and call.usage < base // 2):
+        return (min(current, base), "there is no room any more") if since >= _HARDEN_S else (current, "")
     if call.throttled <= held.throttled or since < _SOFTEN_S:
         return current, ""
     most = [int(current * _SOFTEN_FACTOR), *(call.usage + int(room) for room in rooms)]
@@ -222,6 +230,19 @@ def _soft(call: Call, held: Held, situations: Iterable[Situation], now: float) -
         most.append(call.ceiling)
     wanted = max(current, min(most))
     return wanted, f"memory.high raised to {show_size(wanted)}: it was slowed down and there is room"
+
+
+def _begin(call: Call, learned: int, situations: Iterable[Situation]) -> tuple[int | None, str]:
+    """The memory.high that a call begins with: what is known, above its use, and within what is left.
+
+    None where its own limit comes first anyway.
+    """
+    wanted = max(learned, int(call.usage * _SOFTEN_FACTOR))
+    left = min((situation.domain.headroom for situation in situations), default=wanted)
+    begin = max(MEMORY_FLOOR, min(wanted, call.usage + max(0, left)))
+    if call.ceiling is not None and begin >= call.ceiling:
+        return None, ""
+    return begin, f"memory.high begins at {show_size(begin)}, from what calls like it used"
 
 
 def effective(call: Call, held: Held) -> int | None:

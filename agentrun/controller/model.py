@@ -19,7 +19,8 @@ RANK_DEFAULT: Rank = (100, 100)
 class Call:
     """A live call at this moment; only populated ones are in a snapshot.
 
-    `soft` is the memory.high of its plan and `ceiling` its memory.max, None for none. `throttled` counts
+    `soft` is the memory.high of its plan and `ceiling` its memory.max, None for none; `learned` is where one
+    without `soft` begins, from what calls like it used. `throttled` counts
     how often it was over memory.high. `domains` are those whose limits it can hit.
     """
 
@@ -32,6 +33,7 @@ class Call:
     ceiling: int | None = None
     throttled: int = 0
     adaptive: bool = False
+    learned: int | None = None
 
     @property
     def precedence(self) -> tuple[int, int, float, str]:
@@ -95,7 +97,7 @@ class Held:
     frozen_at: float | None = None
     changed_at: float = float("-inf")
     guard: int | None = None
-    soft: int | None = None  # an adaptive call's own memory.high as it is now
+    soft: int | None = None  # an adaptive or learned call's own memory.high as it is now
     throttled: int = 0
     softened_at: float = float("-inf")
 

@@ -76,6 +76,8 @@ class Member:
         self.soft: int | None = limits.get("memory_high")
         self.ceiling: int | None = limits.get("memory")
         self.adaptive = bool(limits.get("memory_adaptive"))
+        learned = (state.get("learned") or {}).get("memory_high")
+        self.learned: int | None = learned if self.soft is None else None
 
     def read(self, domains: tuple[str, ...]) -> Call | None:
         """The call as it is now; None when nothing lives in it (or not yet)."""
@@ -94,6 +96,7 @@ class Member:
             self.ceiling,
             throttled,
             self.adaptive,
+            self.learned,
         )
 
 

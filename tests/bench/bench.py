@@ -18,13 +18,18 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/benchmarks.md"
 BEGIN, END = "<!-- table -->", "<!-- end of table -->"
 VM = ["tests/vm/vm"]
+TEXTS = 30
 INSTANCE = ["--name", "bench"]
 
 ENGINES = """
 mkdir -p /etc/docker
 cp configs/docker-daemon.json /etc/docker/daemon.json
 systemctl reload docker
+mkdir -p /etc/containers/containers.conf.d
+cp configs/podman-agentrun.conf /etc/containers/containers.conf.d/agentrun.conf
 python3 tests/bench/engines.py {pairs}
+systemctl start agentrund
+python3 tests/bench/feedback.py engines {texts}
 """
 VERSIONS = (
     "runc --version | head -1; crun --version | head -1; docker --version; uname -sr; python3 --version"
@@ -42,8 +47,9 @@ def output(command: list[str]) -> str:
 def measure_in_vm(pairs: int) -> tuple[str, str]:
     """Rows of the engines' benchmarks, and the versions that they ran on."""
     output([*VM, "build"])
+    script = ENGINES.format(pairs=pairs, texts=min(pairs, TEXTS))
     try:
-        rows = output([*VM, "run", *INSTANCE, "--fresh", "--", "sh", "-ec", ENGINES.format(pairs=pairs)])
+        rows = output([*VM, "run", *INSTANCE, "--fresh", "--", "sh", "-ec", script])
         versions = output([*VM, "ssh", *INSTANCE, "--", VERSIONS])
     finally:
         output([*VM, "down", *INSTANCE])
@@ -61,6 +67,7 @@ def main() -> None:
     """Measure everything and write the page."""
     pairs = int(os.environ.get("PAIRS", "40"))
     native = output([sys.executable, "tests/bench/native.py", str(pairs)])
+    native += "\n" + output([sys.executable, "tests/bench/feedback.py", "native", str(min(pairs, TEXTS))])
     rows, versions = measure_in_vm(pairs)
     when = time.strftime("%Y-%m-%d", time.gmtime())
     where = f"Linux {platform.release()}, Python {platform.python_version()}"

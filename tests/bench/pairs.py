@@ -36,7 +36,7 @@ class Comparison:
             f"{self.name}: {spread(self.ms)}",
             str(len(self.ms)),
             f"{self.added_ms():+.1f}",
-            f"{self.ratio():.2f}",
+            f"{self.ratio():.2f}" if min(self.base_ms) > 0 else "-",
         ]
         return "| " + " | ".join(cells) + " |"
 

@@ -108,6 +108,17 @@ def test_call_in_time_is_not_killed(node):
     assert (record["verdict"], record["flags"]) == ("ok", [])
 
 
+def test_what_it_uses_stays_in_memory(node):
+    node.start()
+    assert node.daemon
+    status = Path(f"/proc/{node.daemon.pid}/status").read_text()
+    locked = {
+        line.split(":")[0]: int(line.split()[1]) for line in status.splitlines() if line.startswith("Vm")
+    }
+    assert locked["VmLck"] > locked["VmRSS"] > 0
+    assert not Path(node.paths.log).exists()
+
+
 def test_second_daemon_is_refused(node):
     node.start()
     second = subprocess.run(

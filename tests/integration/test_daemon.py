@@ -1,4 +1,4 @@
-"""agentrund under systemd, with real engines: each verdict, and its neighbour that is none."""
+"""agentrund under systemd, with real engines: it kills what must die, and survives what is done to it."""
 
 from __future__ import annotations
 
@@ -11,46 +11,9 @@ from typing import Any
 import pytest
 from engine import IMAGE, Engine
 from runtimes import LOG, RECORDS, run, wait_for
-from watched import HOG, call, raw_records, start
+from watched import call, raw_records, start
 from watched import daemon as daemon
 from watched import engine as engine
-
-ENDS = {
-    "ok": (("true",), "", ("ok", None, 0)),
-    "failed": (("sh", "-c", "exit 7"), "", ("failed", None, 7)),
-    "exit code 137": (("sh", "-c", "exit 137"), "", ("failed", None, 137)),
-    "kill -9": (("sh", "-c", "kill -9 $$"), "", ("killed", None, 137)),
-    "terminated": (("sh", "-c", "kill $$"), "", ("killed", None, 143)),
-    "over its memory": (tuple(p.format(200) for p in HOG), "memory=64m", ("oom-killed", "call", 137)),
-    "just inside its memory": (tuple(p.format(20) for p in HOG), "memory=64m", ("ok", None, 0)),
-    "over the container's": (tuple(p.format(400) for p in HOG), "", ("oom-killed", "session", 137)),
-    "over its time": (("sleep", "100"), "time=2s", ("timed-out", "call", 137)),
-    "inside its time": (("sleep", "0.1"), "time=60s", ("ok", None, 0)),
-    "its own timeout": (("timeout", "-s", "KILL", "1", "sleep", "9"), "time=60s", ("killed", None, 137)),
-    "out of processes": (
-        ("sh", "-c", "for i in $(seq 40); do sleep 1 & done"),
-        "pids=20",
-        ("failed", None, 2),
-    ),
-}
-
-
-@pytest.mark.parametrize("name", ENDS)
-def test_end_is_judged_truthfully(engine, name):
-    command, intent, (verdict, level, code) = ENDS[name]
-    pid = engine.pid("box")
-    done, record = call(engine, *command, intent=intent)
-    assert done.returncode == code
-    assert (record["verdict"], record["level"], record["exit_code"]) == (verdict, level, code), record
-    assert record["end_is"] == "seen"
-    assert engine.pid("box") == pid
-
-
-def test_child_that_was_oom_killed_is_not_missed(engine):
-    """The container's own limit hits, and what the shell would have said does not count."""
-    script = 'python3 -c "x = bytearray(400 << 20)"; exit 0'
-    _, record = call(engine, "sh", "-c", script)
-    assert (record["verdict"], record["level"]) == ("oom-killed", "session")
 
 
 def test_operator_kills_one_call_and_the_agent_lives(engine):

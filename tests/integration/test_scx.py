@@ -204,19 +204,22 @@ def test_cpu_max_of_a_parent_holds_for_all_below_and_can_be_lifted():
 @pytest.mark.parametrize(("limit", "tasks"), [("1000 100000", 24), ("1000 1000000", 12)])
 def test_tiny_cpu_max_with_many_tasks_does_not_eject_the_scheduler(limit, tasks):
     """A slice of one task costs the budget of up to 50 periods; the watchdog strikes after 30 to 45 s."""
-    with cpuload.tree("scx-tiny", {"a": 1}) as groups, scheduler():
-        with cpuload.burners([(groups["a"], tasks)]) as pids:
-            (groups["a"] / "cpu.max").write_text(limit)
+    with (
+        cpuload.tree("scx-tiny", {"a": 1}) as groups,
+        scheduler(),
+        cpuload.burners([(groups["a"], tasks)]) as pids,
+    ):
+        (groups["a"] / "cpu.max").write_text(limit)
 
-            def ran_s() -> list[float]:
-                return [float(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9 for pid in pids]
+        def ran_s() -> list[float]:
+            return [float(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9 for pid in pids]
 
-            before = ran_s()
-            for _ in range(3):
-                time.sleep(20)
-                now = ran_s()
-                assert all(late > early for late, early in zip(now, before, strict=True)), (before, now)
-                before = now
+        before = ran_s()
+        for _ in range(3):
+            time.sleep(20)
+            now = ran_s()
+            assert all(late > early for late, early in zip(now, before, strict=True)), (before, now)
+            before = now
 
 
 def test_stalled_scheduler_is_ejected_reported_and_loaded_again():

@@ -37,6 +37,7 @@ class Actor:
     high: int | None = None
     throttled: int = 0
     adaptive: bool = False
+    learned: int | None = None
     ended_at: float | None = None
     full_at: float | None = None
 
@@ -79,7 +80,18 @@ class World:
         used = int(sum(a.usage for a in living)) + self.others
         self.peak = max(self.peak, used)
         calls = tuple(
-            Call(a.key, a.rank, a.start, int(a.usage), ("d",), a.soft, a.ceiling, a.throttled, a.adaptive)
+            Call(
+                a.key,
+                a.rank,
+                a.start,
+                int(a.usage),
+                ("d",),
+                a.soft,
+                a.ceiling,
+                a.throttled,
+                a.adaptive,
+                a.learned,
+            )
             for a in living
         )
         return Snapshot(self.now, calls, (Domain("d", self.limit, used, self.swap),))
@@ -218,6 +230,62 @@ def test_adaptive_call_gets_more_up_to_its_ceiling_and_back_when_memory_is_short
     assert world.actors[0].high == 100 * MIB
 
 
+def limits_of(world: World, key: str) -> list[int | None]:
+    return [action.value for _, action in world.done if action.what == "limit" and action.key == key]
+
+
+def test_learned_call_begins_at_what_is_known_and_grows_like_an_adaptive_one():
+    world = World(
+        Actor("a", LOW, 300 * MIB, 60 * MIB, ceiling=200 * MIB, learned=100 * MIB, hold=1000),
+        Actor("b", LOW, 10 * MIB, MIB, hold=1000),
+    )
+    world.run(0.1)
+    assert world.actors[0].high == 100 * MIB
+    assert "begins at 100M, from what calls like it used" in world.done[0][1].why
+    world.run(10)
+    assert world.actors[0].high == 200 * MIB
+    world.others = 350 * MIB
+    world.run(3)
+    assert world.actors[0].high == 100 * MIB
+
+
+def test_learned_call_alone_begins_there_too():
+    """No limit is shared, and so nothing else is to be decided."""
+    alone = Snapshot(1.0, (Call("a", LOW, 0, MIB, (), ceiling=200 * MIB, learned=100 * MIB),))
+    first = decide(alone, Memory())
+    assert [(action.what, action.value) for action in first.actions] == [("limit", 100 * MIB)]
+    assert decide(replace(alone, now=2.0), first.memory).actions == ()
+    slowed = Call("a", LOW, 0, 100 * MIB, (), ceiling=200 * MIB, learned=100 * MIB, throttled=1)
+    assert [a.value for a in decide(Snapshot(3.0, (slowed,)), first.memory).actions] == [125 * MIB]
+
+
+@pytest.mark.parametrize(
+    "usage, ceiling, left, expected",
+    [
+        (1, 200, 600, 100),
+        (90, 200, 600, 112.5),  # seen late: it is not slowed down by what it has
+        (1, 100, 600, None),  # its own limit comes first
+        (1, None, 600, 100),
+        (10, 200, 50, 60),  # no more than what is left
+        (10, 200, 0, 32),
+    ],
+)
+def test_learned_start_keeps_within_limit_and_room(usage, ceiling, left, expected):
+    call = Call("a", LOW, 0, usage * MIB, ("d",), ceiling=ceiling and ceiling * MIB, learned=100 * MIB)
+    other = Call("b", HIGH, 0, 0, ("d",))
+    decision = decide(Snapshot(1.0, (call, other), (Domain("d", LIMIT, LIMIT - left * MIB),)), Memory())
+    assert decision.memory.held["a"].soft == (expected and int(expected * MIB))
+
+
+def test_learned_start_does_not_touch_a_soft_limit_of_the_plan():
+    world = World(
+        Actor("a", LOW, 300 * MIB, 60 * MIB, soft=100 * MIB, high=100 * MIB, learned=50 * MIB),
+        Actor("b", LOW, 10 * MIB, MIB, hold=1000),
+    )
+    world.run(10)
+    assert limits_of(world, "a") == []
+
+
 def test_call_that_is_not_adaptive_keeps_its_soft_limit():
     world = World(
         Actor("a", LOW, 300 * MIB, 60 * MIB, soft=100 * MIB, high=100 * MIB),
@@ -270,6 +338,7 @@ def stories(draw) -> list[Snapshot]:
                 ceiling=400 * MIB,
                 throttled=draw(st.integers(0, 3)),
                 adaptive=draw(st.booleans()),
+                learned=draw(st.sampled_from([None, 40 * MIB, 350 * MIB])),
             )
             for name, size in zip(names, sizes, strict=True)
             if size
@@ -341,7 +410,7 @@ def test_changes_are_bounded_and_nobody_starves(story):
 @settings(max_examples=100, deadline=None)
 @given(stories())
 def test_no_limit_is_above_the_plan_and_none_dies_for_an_equal(story):
-    for snapshot, _, decision in play(story):
+    for snapshot, before, decision in play(story):
         by_key = {call.key: call for call in snapshot.calls}
         for action in decision.actions:
             call = by_key[action.key]
@@ -354,6 +423,8 @@ def test_no_limit_is_above_the_plan_and_none_dies_for_an_equal(story):
             held = decision.memory.held[call.key]
             if not call.adaptive and call.soft is not None:
                 assert effective(call, held) <= call.soft
+            if call.soft is None and held.soft is not None and before.held.get(call.key, held).soft is None:
+                assert held.soft < call.ceiling
 
 
 @settings(max_examples=100, deadline=None)

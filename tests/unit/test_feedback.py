@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from agentrun import feedback, verdict
 from agentrun.intent import parse
+from agentrun.plan import Limits, make_plan
 from agentrun.policyspec import FEEDBACK_EVENTS, PLACEHOLDERS
 
 MIB = 1 << 20
@@ -76,6 +77,22 @@ def test_advice_never_exceeds_the_ceiling(limit):
         assert asked is None and "is the most that a call can get here" in text
     else:
         assert asked is not None and limit * MIB < asked <= 225 * MIB
+
+
+def test_who_follows_the_advice_gets_more_each_time_until_nothing_more_is_advised():
+    """A retry that is killed again is never told what it has tried, or cannot get."""
+    policy = {"classes": {"test": {"memory": {"default": 64 * MIB, "max": [75, "session"]}}}, "tiers": {}}
+    session, host = Limits(memory=300 * MIB), Limits(memory=8 << 30)
+    granted, text, asked = 0, "", parse("")
+    for _ in range(10):
+        plan = make_plan(policy, "test", None, session, host, asked)
+        assert plan.memory is not None and plan.memory > granted
+        granted = plan.memory
+        text = feedback.compose("oom-killed", oom("call", limits=plan.limits(), ceilings=plan.ceilings), {})
+        if not (advised := asked_for(text)):
+            break
+        asked = parse(f"memory={advised['memory']}B")
+    assert granted == 225 * MIB and "is the most that a call can get here" in text
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sqlite3
@@ -141,7 +142,7 @@ def test_odd_record_is_kept(paths, name):
 @given(st.binary(max_size=200) | st.text(max_size=200).map(lambda t: t.encode("utf-8", "surrogatepass")))
 def test_no_line_is_too_odd(data):
     row = ingest.row_of(data)
-    assert row is None or len(row) == 9
+    assert row is None or len(row) == 11
 
 
 VALUES = st.recursive(
@@ -157,7 +158,7 @@ def test_every_record_with_an_id_can_be_stored(record):
     row = ingest.row_of(json.dumps(record).encode())
     assert row is not None
     connection = sqlite3.connect(":memory:")
-    for statement in store.MIGRATIONS[0]:
+    for statement in itertools.chain(*store.MIGRATIONS):
         connection.execute(statement)
     connection.execute(ingest.INSERT, row)
     connection.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sqlite3
@@ -21,7 +22,14 @@ ROWS = [
     {"id": "01a", "container": "c1", "tier": "low", "verdict": "ok", "end": NOW - 50, "exec_id": "e1"},
     {"id": "01b", "container": "c12", "tier": "high", "end": NOW - 40, "command": {"name": "pytest"}},
     {"id": "02a", "container": "d", "tier": "low", "verdict": "failed", "end": NOW - 30, "command": None},
-    {"id": "03\udcff", "container": "\udcff", "tier": "", "verdict": None, "end": NOW - 20},
+    {
+        "id": "03\udcff",
+        "container": "\udcff",
+        "tier": "",
+        "verdict": None,
+        "end": NOW - 20,
+        "retry_of": "01b",
+    },
     {"id": "04%", "container": "c_", "exec_id": "e2", "end": NOW - 10, "command": {"sha256": "0"}},
 ]
 QUERIES = {
@@ -33,6 +41,7 @@ QUERIES = {
     "empty tier": (Query(tier=""), ["03\udcff"]),
     "verdict": (Query(verdict="failed"), ["02a"]),
     "tier and verdict": (Query(tier="low", verdict="ok"), ["01a"]),
+    "retries": (Query(retry_of="01b"), ["03\udcff"]),
     "exec id": (Query(exec_id="e2"), ["04%"]),
     "command": (Query(command="pytest"), ["01b"]),
     "since": (Query(since=NOW - 35), ["02a", "03\udcff", "04%"]),
@@ -87,13 +96,18 @@ WANTED = st.builds(
 
 @given(RECORD.filter(lambda r: "container" in r and "end" in r), WANTED)
 def test_sql_and_predicate_agree(record, query):
-    connection = sqlite3.connect(":memory:")
-    for statement in store.MIGRATIONS[0]:
-        connection.execute(statement)
+    connection = empty_store()
     connection.execute(ingest.INSERT, ingest.row_of(json.dumps(record).encode()) or ())
     found = list(select(connection, query))
     connection.close()
     assert bool(found) == matches(query, record)
+
+
+def empty_store() -> sqlite3.Connection:
+    connection = sqlite3.connect(":memory:")
+    for statement in itertools.chain(*store.MIGRATIONS):
+        connection.execute(statement)
+    return connection
 
 
 INDEXED = {
@@ -102,15 +116,14 @@ INDEXED = {
     "verdict": (Query(verdict="x", last=20), "calls_verdict"),
     "exec_id": (Query(exec_id="x", last=2), "calls_exec_id"),
     "command": (Query(command="x", last=20), "calls_command"),
+    "retry_of": (Query(retry_of="x", last=20), "calls_retry_of"),
     "id_prefix": (Query(id_prefix="x", last=2), "sqlite_autoindex_calls_1"),
 }
 
 
 @pytest.mark.parametrize("name", INDEXED)
 def test_filter_uses_its_index(name):
-    connection = sqlite3.connect(":memory:")
-    for statement in store.MIGRATIONS[0]:
-        connection.execute(statement)
+    connection = empty_store()
     statement, values = to_sql(INDEXED[name][0])
     plan = str(connection.execute("EXPLAIN QUERY PLAN " + statement, values).fetchall())
     connection.close()

@@ -23,7 +23,7 @@ def paths(tmp_path) -> Paths:
 def fill(paths: Paths, count: int, size: int = 1000) -> None:
     """Records that ended a day apart, the last one now."""
     rows = [
-        (f"{n:06}", "c", None, None, None, None, NOW, NOW - (count - 1 - n) * 86400, "x" * size)
+        (f"{n:06}", "c", None, None, None, None, None, None, NOW, NOW - (count - 1 - n) * 86400, "x" * size)
         for n in range(count)
     ]
     with store.writing(paths) as connection, store.transaction(connection):

@@ -72,6 +72,14 @@ def test_call_knows_every_limit_above_it(tree):
     assert [domain.key for domain in snapshot.domains] == [str(pod), HOST]
 
 
+def test_learned_start_is_of_a_call_without_a_soft_limit(tree):
+    pod, reader = tree
+    learned = {"learned": {"memory_high": 5, "calls": 20, "peak_p95": 4}}
+    keys = [make_call(pod / f"a/agentrun-calls/call-{n}") for n in range(3)]
+    reader.update({keys[0]: state() | learned, keys[1]: state(memory_high=7) | learned, keys[2]: state()})
+    assert [(c.soft, c.learned) for c in reader.read(1.0).calls] == [(None, 5), (7, None), (None, None)]
+
+
 def test_file_cache_is_not_used_memory(tree):
     pod, reader = tree
     calls = {make_call(pod / f"b/agentrun-calls/call-{n}"): state() for n in range(2)}

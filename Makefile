@@ -29,7 +29,7 @@ bpf: ## build the BPF objects (clang); `make install` takes along what was built
 uninstall: ## remove what install put there; configuration and records stay
 	rm -f $(addprefix $(DESTDIR)$(BINDIR)/,agentrun agentrun-runc agentrun-crun agentrunctl)
 	rm -f $(DESTDIR)$(SBINDIR)/agentrund
-	rm -f $(addprefix $(DESTDIR)$(UNITDIR)/,agentrund.service agentrun-bpf.service)
+	rm -f $(addprefix $(DESTDIR)$(UNITDIR)/,agentrund.service agentrun-bpf.service agentrun-scx.service)
 	rm -rf $(DESTDIR)$(LIBEXECDIR)
 
 demo: ## show the main job: tool calls of one container, each in its own cgroup (DEMO=host: no VM)
@@ -55,6 +55,7 @@ vm-test: bpf ## integration tests on real docker, podman, containerd, runc and c
 		"tests/integration/test_verdicts.py" \
 		"tests/integration/test_edges.py tests/integration/test_daemon.py" \
 		"tests/integration/test_bpf.py tests/integration/test_network.py" \
+		"tests/integration/test_kernel.py" \
 		"tests/integration/test_controller.py tests/integration/test_store.py" \
 		"tests/integration/test_admission.py tests/integration/test_learned.py" \
 		"tests/integration/test_memcg_ops.py"

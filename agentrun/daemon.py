@@ -27,14 +27,17 @@ from agentrun.background import Background
 from agentrun.bpf.watch import NetCounts
 from agentrun.cgroup import Cgroup
 from agentrun.controller.controller import Controller
+from agentrun.daemonstatus import DaemonStatus
 from agentrun.deadlines import Deadlines
 from agentrun.errors import AgentrunError, StateError
 from agentrun.images import Images
 from agentrun.ingester import Ingester
+from agentrun.kernelevents import KernelEvents
 from agentrun.live import Call, Part
 from agentrun.loop import Loop
 from agentrun.memorywatch import MemoryWatch
 from agentrun.paths import Paths, host_paths
+from agentrun.schedulerkeeper import SchedulerKeeper
 from agentrun.stalls import Stalls
 from agentrun.starts import Starts
 from agentrun.teller import Teller
@@ -381,7 +384,9 @@ def main() -> None:
         _lock_memory(paths)
         lock = take_lock(paths)
         teller = Teller(daemon)
+        events = KernelEvents(daemon, teller)
         daemon.parts += (
+            events,  # first: the others say what it has learned
             teller,
             Deadlines(daemon, teller),
             MemoryWatch(daemon, teller),
@@ -393,11 +398,23 @@ def main() -> None:
         controller = Controller(daemon, paths)
         daemon.on_change.append(controller.changed)
         teller.start()
+        events.start()
+        scheduler = SchedulerKeeper(daemon, paths)
+        scheduler.start()
+        status = DaemonStatus(daemon, paths)
+        status.sources |= {
+            "keeper": teller.link.check,
+            "events": events.status,
+            "scheduler": scheduler.status,
+        }
+        status.start()
         _start_watchdog(daemon)
         try:
             daemon.run()
         finally:
             controller.close()
+            scheduler.close()
+            events.close()
             teller.close()
     except AgentrunError as error:
         sys.exit(f"agentrund: {error}")

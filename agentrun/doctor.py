@@ -12,8 +12,9 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from agentrun import calls, config, ingest, inotify, layout, retention, scx, store
+from agentrun import calls, config, daemonstatus, ingest, inotify, layout, retention, scx, store
 from agentrun.bpf import check as bpf_check
 from agentrun.errors import StoreError
 from agentrun.paths import Paths
@@ -107,14 +108,53 @@ def _configuration(paths: Paths) -> Iterator[Finding]:
 
 
 def _daemon(paths: Paths) -> Iterator[Finding]:
-    if calls.is_daemon_alive(paths):
-        yield Finding("ok", "agentrund", "runs")
-    else:
-        yield Finding(
-            "note",
-            "agentrund",
-            "does not run: no exit codes, no time limits (systemctl enable --now agentrund)",
+    if not calls.is_daemon_alive(paths):
+        text = "does not run: no exit codes, no time limits (systemctl enable --now agentrund)"
+        yield Finding("note", "agentrund", text)
+        return
+    yield from daemon_findings(daemonstatus.read(paths), time.monotonic())
+
+
+def daemon_findings(status: dict[str, Any] | None, now_s: float) -> Iterator[Finding]:
+    """What agentrund, which runs, says of itself (`daemonstatus.read`). Pure; `now_s` by CLOCK_MONOTONIC."""
+    if status is None:
+        yield Finding("note", "agentrund", "runs, but says nothing of itself (systemctl restart agentrund)")
+        return
+    age = now_s - status["at"]
+    if age > daemonstatus.STALE_S:
+        text = (
+            f"its loop has not turned for {age:.0f} s: nothing is seen or told (systemctl restart agentrund)"
         )
+        yield Finding("problem", "agentrund", text)
+        return
+    yield Finding("ok", "agentrund", f"runs (pid {status.get('pid')})")
+    keeper = status.get("keeper") or {}
+    heard_s = keeper.get("heard_s")
+    if keeper.get("pid") is None:
+        yield Finding("problem", "agentrund: keeper", "does not run: no feedback")
+    elif heard_s is None or heard_s > daemonstatus.STALE_S:
+        is_new = heard_s is None and status.get("up_s", 0) < daemonstatus.STALE_S
+        text = f"pid {keeper['pid']} has not answered{' yet' if is_new else ': no feedback'}"
+        yield Finding("note" if is_new else "problem", "agentrund: keeper", text)
+    else:
+        yield Finding("ok", "agentrund: keeper", f"answers (pid {keeper['pid']})")
+    scheduler = status.get("scheduler") or {}
+    if scheduler.get("ejections"):
+        next_s = scheduler.get("next_s")
+        then = "" if next_s is None else f"; it is loaded again in {next_s:.0f} s"
+        text = (
+            f"ejected {scheduler['ejections']} times since agentrund started, the last: {scheduler['last']}"
+        )
+        yield Finding("note", "agentrund: scheduler", text + then)
+    events = status.get("events") or {}
+    if events.get("problem"):
+        yield Finding("problem", "agentrund: events", str(events["problem"]))
+    elif events.get("is_read"):
+        yield Finding(
+            "ok", "agentrund: events", f"reads the kernel's events; OOM kills seen: {events['kills']}"
+        )
+    else:
+        yield Finding("note", "agentrund: events", "none are read: OOM kills are only counted")
 
 
 def _directories(paths: Paths) -> Iterator[Finding]:

@@ -10,8 +10,8 @@ shim, conmon, `docker exec`) waiting. Whatever happens to agentrund, the copies 
 The copy is taken with pidfd_getfd(2): the same open pipe, found without a path. Nothing is ever waited for
 longer than `_WRITE_S`, and the pipe's own flags are left alone: they belong to everyone who has it.
 
-Messages are JSON, one a datagram. In: `hold` and `main` (with a pidfd), `tell`, `drop`. Out: what became of
-a `hold` or a `tell`.
+Messages are JSON, one a datagram. In: `hold` and `main` (with a pidfd), `tell`, `drop`, `ping`. Out: what
+became of a `hold` or a `tell`, and `pong`.
 """
 
 from __future__ import annotations
@@ -222,13 +222,15 @@ class Keeper:
             self._serve(fastjson.loads(data), fds[0] if fds else None)
 
     def _serve(self, message: dict[str, Any], pidfd: int | None) -> None:
-        call, verb = str(message["call"]), message["do"]
+        call, verb = str(message.get("call")), message["do"]
         if verb in ("hold", "main") and pidfd is not None:
             self._hold(call, pidfd, is_owner=verb == "hold")
         elif verb == "tell":
             self._tell(call, message)
         elif verb == "drop":
             self._drop(call)
+        elif verb == "ping":
+            self._answer({"pong": True})
 
     def _hold(self, call: str, pidfd: int, *, is_owner: bool) -> None:
         held = self._held.setdefault(call, _Held())

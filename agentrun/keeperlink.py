@@ -7,6 +7,7 @@ import select
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ _RESTART_S = 0.2
 _REAP_S = 0.02
 _PATIENCE_S = 0.25  # a keeper answers in a hundredth of it; who has to wait for a text goes on after this
 _ANSWER_S = 2.0  # one that still has not answered has been killed by its alarm, or holds nothing
+_SILENCE_S = 4.0
 _BUFFER = 1 << 20
 
 Answer = Callable[[str | None], None]
@@ -49,6 +51,8 @@ class KeeperLink:
         self._number = 0
         self._waiting: dict[int, _Waiting] = {}
         self._is_closed = False
+        self._pinged_at: float | None = None  # and not answered since
+        self._heard_at: float | None = None
 
     @property
     def pid(self) -> int | None:
@@ -74,7 +78,23 @@ class KeeperLink:
         finally:
             theirs.close()
         self._socket = ours
+        self._pinged_at = self._heard_at = None
         self._loop.watch(ours.fileno(), select.EPOLLIN, self._read)
+
+    def check(self) -> dict[str, Any]:
+        """Ask the keeper whether it works, and say what it did when it was asked before; not waiting for it.
+
+        `pid` of its process (None: there is none) and `heard_s`, how long ago it last answered anything. One
+        that holds nothing has no alarm of its own: what has not answered after `_SILENCE_S` is replaced.
+        """
+        now = time.monotonic()
+        if self._pinged_at is not None and now - self._pinged_at > _SILENCE_S:
+            log.warn(self._paths, "keeper did not answer: another one is started", pid=self.pid)
+            self._lost()
+        elif self._pinged_at is None and self._send({"do": "ping"}):
+            self._pinged_at = now
+        heard_s = None if self._heard_at is None else round(now - self._heard_at, 1)
+        return {"pid": self.pid, "heard_s": heard_s}
 
     def close(self) -> None:
         """End the keeper; what it holds goes with it."""
@@ -137,6 +157,7 @@ class KeeperLink:
                 self._lost()
                 return
             answer: dict[str, Any] = fastjson.loads(data)
+            self._pinged_at, self._heard_at = None, time.monotonic()
             if "told" in answer:
                 self._answered(int(answer["told"]), answer.get("why"))
 

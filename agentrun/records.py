@@ -14,6 +14,7 @@ from agentrun.errors import StateError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
     from agentrun.paths import Paths
@@ -26,7 +27,7 @@ _PLANNED = (
 # What agentrund notes in the state of a call while that runs.
 NOTES = (
     "exit_code", "signal", "timed_out", "slow", "stalled", "killed_by", "background", "adapted", "feedback",
-    "network", "image", "learned", "end",
+    "network", "oom", "image", "learned", "end",
 )  # fmt: skip
 _WORD_LIMIT = 64
 _COMMAND_LIMIT = 4096  # characters of a whole command
@@ -132,20 +133,37 @@ def _container(call: Cgroup) -> Cgroup:
 
 
 def oom_counts(container: Cgroup) -> list[int]:
-    """How often something had to die for the container's own limit, and for limits above it.
+    """How often something had to die for the container's own limit, and for limits above it."""
+    # agentrund may bound the calls as a whole below the container's limit, for the agent's sake.
+    bounded = container.child("agentrun-calls").pairs("memory.events.local") or {}
+    counts = [bounded.get("oom", 0), 0]
+    for cgroup, is_session in _around(container):
+        events = cgroup.pairs("memory.events.local")
+        if events is None:
+            break
+        counts[0 if is_session else 1] += events.get("oom", 0)
+    return counts
+
+
+def levels(call: Cgroup) -> Iterator[tuple[Cgroup, str]]:
+    """A call's cgroup and those above it, each with the level of a kill for its limit (docs/records.md)."""
+    yield call, "call"
+    yield Cgroup(call.path.rpartition("/")[0]), "session"
+    for cgroup, is_session in _around(_container(call)):
+        yield cgroup, "session" if is_session else "above"
+
+
+def _around(container: Cgroup) -> Iterator[tuple[Cgroup, bool]]:
+    """A container's cgroup and those above it, each with whether its limits are the container's own.
 
     crun on systemd makes the container's cgroup below its scope and sets the limits on both.
     """
-    # agentrund may bound the calls as a whole below the container's limit, for the agent's sake.
-    bounded = container.child("agentrun-calls").pairs("memory.events.local") or {}
-    counts, at = [bounded.get("oom", 0), 0], container
-    is_session = True
-    while (events := at.pairs("memory.events.local")) is not None:
-        counts[0 if is_session else 1] += events.get("oom", 0)
+    at, is_session = container, True
+    while at.path:
+        yield at, is_session
         head, _, name = at.path.rpartition("/")
         is_session = is_session and name == "container" and head.endswith(".scope")
         at = Cgroup(head)
-    return counts
 
 
 def _measure_memory(call: Cgroup) -> dict[str, Any]:

@@ -74,7 +74,7 @@ class State:
 
 def is_supported() -> bool:
     """Whether this kernel has sched_ext."""
-    return os.path.isdir(SYSFS)
+    return os.path.exists(f"{SYSFS}/state")
 
 
 def _read(name: str) -> str | None:
@@ -180,29 +180,35 @@ def decide(now_s: float, is_running: bool, kind: int | None, memory: Memory) -> 
     return Step.REARM, replace(memory, rearm_at=None, loaded_at=now_s)
 
 
-def keep(paths: Paths, now_s: float, memory: Memory) -> tuple[str | None, Memory]:
-    """Look, and load it again when it is time: what a daemon calls every second or so.
+def look(now_s: float, memory: Memory) -> tuple[Step, str | None, Memory]:
+    """Look what became of the scheduler: what agentrund does every second. Changes nothing.
 
-    Returns what happened in words (None: nothing) and what to pass the next time. Never raises BpfError.
+    Returns what to do, what happened in words (None: nothing new), and what to pass the next time. After
+    REARM the caller loads it, and passes `failed(memory)` where that went wrong. Never raises BpfError.
     """
     try:
         ended = _ejection(memory)
-        step, memory = decide(now_s, state().ours, None if ended is None else ended.kind, memory)
-        if step is Step.REPORT and ended is not None:
-            return f"scheduler ejected: {ended.reason}: {ended.message}; EEVDF takes over", memory
-        if step is Step.REARM:
-            load(paths)
-            return "scheduler loaded again", memory
+        is_running = ended is not None and state().ours
     except BpfError as error:
-        return f"keep scheduler: {error}", replace(memory, has_failed=True)
-    return None, memory
+        return Step.NOTHING, f"keep scheduler: {error}", memory
+    step, memory = decide(now_s, is_running, None if ended is None else ended.kind, memory)
+    if step is not Step.REPORT or ended is None or memory.has_failed:
+        return step, None, memory
+    return step, f"scheduler ejected: {ended.reason}: {ended.message}; EEVDF takes over", memory
+
+
+def failed(memory: Memory) -> Memory:
+    """What to remember of a load that failed, perhaps after it removed the dead pins."""
+    return replace(memory, has_failed=True)
 
 
 def _ejection(memory: Memory) -> Exit | None:
     """Its last exit while somebody wants it: its pins are there, or a failed try of ours removed them."""
+    if modules.loaded_version(MODULE) is not None:
+        return last_exit()
     if memory.has_failed:
         return Exit(ExitKind.ERROR, 0, 0, "could not be loaded again", "another try follows")
-    return last_exit() if modules.status(MODULE).loaded else None
+    return None
 
 
 def findings() -> list[tuple[str, str]]:
@@ -220,6 +226,7 @@ def findings() -> list[tuple[str, str]]:
         return [("problem", str(error))]
     if ended is None or ended.kind in (ExitKind.NONE, ExitKind.UNREG):
         return [("note", "there, not loaded: EEVDF shares by cpu.weight (agentrunctl bpf load scx)")]
-    return [
-        ("problem", f"ejected ({ended.reason}: {ended.message}): EEVDF took over (agentrunctl bpf load scx)")
-    ]
+    text = f"ejected ({ended.reason}: {ended.message}): EEVDF took over"
+    if ended.kind in _DELIBERATE:
+        return [("note", f"{text}, on purpose (agentrunctl bpf load scx)")]
+    return [("problem", f"{text} until agentrund loads it again (or agentrunctl bpf load scx)")]

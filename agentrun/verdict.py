@@ -40,7 +40,7 @@ def judge(record: Mapping[str, Any]) -> tuple[str | None, str | None]:
     waited = record.get("waited") or {}
     if waited.get("outcome") == "refused":
         return "refused", waited.get("level")
-    if _count(record, "memory_events", "oom_kill") > 0:
+    if _was_oom_killed(record):
         return "oom-killed", _oom_level(record)
     if record.get("timed_out"):
         return "timed-out", "call"
@@ -73,12 +73,23 @@ def flags(record: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _oom_level(record: Mapping[str, Any]) -> str:
-    """Whose limit was hit: `oom` counts where the limit is, `oom_kill` where the victim was.
+def _was_oom_killed(record: Mapping[str, Any]) -> bool:
+    """By the count where there is one: the kernel also tells of a victim that was dying already."""
+    if record.get("memory_events") is None:
+        return record.get("oom") is not None
+    return _count(record, "memory_events", "oom_kill") > 0
 
+
+def _oom_level(record: Mapping[str, Any]) -> str:
+    """Whose limit was hit: by the kernel's event, else by its counts.
+
+    `oom` counts where the limit is, `oom_kill` where the victim was.
     `oom_before` and `oom_after` hold [the container's, those above it: a pod, a slice]. With none of them
     hit it was the machine that ran out.
     """
+    told = (record.get("oom") or {}).get("level")
+    if told is not None:
+        return str(told)
     local = record.get("memory_events_local")
     own = _count(record, "memory_events_local", "oom") if local else _count(record, "memory_events", "oom")
     if own > 0:

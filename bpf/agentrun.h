@@ -16,7 +16,7 @@ enum ar_event_kind {
 	AR_EVENT_POPULATED = 1, /* value: 1 first process came, 0 last one is gone */
 	AR_EVENT_EXEC = 2,
 	AR_EVENT_EXIT = 3,	/* value: wait status of a process */
-	AR_EVENT_OOM_VICTIM = 4, /* pid: who was chosen */
+	AR_EVENT_OOM_VICTIM = 4, /* struct ar_oom follows the head; value: 1 chosen, 0 dies with its group */
 	AR_EVENT_ATTACH = 5,	/* pid: who was moved into a call from outside */
 	AR_EVENT_DENIED = 6,	/* struct ar_denied follows the head */
 };
@@ -30,6 +30,16 @@ struct ar_event {
 	__s32 value;
 	__u32 pad;
 	char comm[AR_COMM_LEN];
+};
+
+/* Whose limit an OOM kill was for, beside the id of a cgroup. */
+#define AR_LIMIT_HOST 0ULL
+#define AR_LIMIT_UNKNOWN (~0ULL)
+
+struct ar_oom {
+	struct ar_event event; /* call, pid, comm: the victim's */
+	__u64 limit;	       /* id of the cgroup whose limit was hit, or AR_LIMIT_* */
+	__u64 pages;	       /* of the victim in memory, nearly; 0 where the kernel does not tell */
 };
 
 enum ar_denied_by {
@@ -100,6 +110,7 @@ struct ar_memcg_policy {
 
 _Static_assert(sizeof(struct ar_memcg_policy) == 48, "ar_memcg_policy is shared with Python");
 _Static_assert(sizeof(struct ar_event) == 48, "ar_event is shared with Python");
+_Static_assert(sizeof(struct ar_oom) == 48 + 16, "ar_oom is shared with Python");
 _Static_assert(sizeof(struct ar_denied) == 48 + 40, "ar_denied is shared with Python");
 _Static_assert(sizeof(struct ar_net_count) == 32, "ar_net_count is shared with Python");
 _Static_assert(sizeof(struct ar_net_rule) == 24, "ar_net_rule is shared with Python");

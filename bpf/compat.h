@@ -24,6 +24,24 @@
 /* Linux 6.2, c4bcfb38a95e; the headers that we are built with may be older. */
 #define AR_MAP_TYPE_CGRP_STORAGE 32
 
+/* Linux 6.2, f1a7941243c1: before it the pages of a process are counted in this type, which is not read. */
+struct mm_rss_stat {
+	int unused;
+} __attribute__((preserve_access_index));
+
+/* Pages of a process that are in memory. */
+static __always_inline u64 pages_of(const struct task_struct *task)
+{
+	const struct mm_struct *mm = task->mm;
+	s64 pages;
+
+	if (bpf_core_type_exists(struct mm_rss_stat) || !mm)
+		return 0;
+	pages = mm->rss_stat[MM_FILEPAGES].count + mm->rss_stat[MM_ANONPAGES].count +
+		mm->rss_stat[MM_SHMEMPAGES].count;
+	return pages > 0 ? pages : 0;
+}
+
 /* Linux 6.17, 535b070f4a80: only names that begin with "user." */
 extern int bpf_cgroup_read_xattr(struct cgroup *cgroup, const char *name__str,
 				 struct bpf_dynptr *value_p) __ksym;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /*
  * What happens in calls, into one ring buffer: the first and the last process of a call, its execs and exits,
- * OOM victims, and tasks that are moved into a call from outside.
+ * OOM victims with whose limit they died for, and tasks that are moved into a call from outside.
  *
  * The exact end of a call is cgroup_notify_populated with 0; the kernel reports it in any context, so the current
  * task says nothing there. It also fires for every ancestor, hence the test that the cgroup itself is a call.
@@ -91,7 +91,7 @@ int BPF_PROG(on_exec, struct task_struct *task, int old_pid, struct linux_binprm
 	if (!call)
 		return 0;
 	id = call->kn->id;
-	if (!in_pace(id)) {
+	if (!has_room() || !in_pace(id)) {
 		count_drop(AR_EVENT_EXEC);
 		return 0;
 	}
@@ -116,7 +116,7 @@ int BPF_PROG(on_exit, struct task_struct *task)
 	if (!call)
 		return 0;
 	id = call->kn->id;
-	if (!in_pace(id)) {
+	if (!has_room() || !in_pace(id)) {
 		count_drop(AR_EVENT_EXIT);
 		return 0;
 	}
@@ -130,20 +130,58 @@ int BPF_PROG(on_exit, struct task_struct *task)
 	return 0;
 }
 
+/*
+ * The OOM kill that is under way. There is one at a time in the whole system, and all of it happens in the task
+ * that ran out of memory, under oom_lock (mm/oom_kill.c): out_of_memory() chooses, and mark_victim follows for
+ * each process that is killed for it.
+ */
+struct {
+	u64 control; /* address of its struct oom_control, on that task's stack */
+	u64 limit;
+	u64 task;    /* bpf_get_current_pid_tgid() */
+} oom;
+
+SEC("fentry/out_of_memory")
+int BPF_PROG(on_oom, struct oom_control *control)
+{
+	struct mem_cgroup *memcg = control->memcg;
+
+	oom.control = (u64)control;
+	oom.limit = memcg ? memcg->css.cgroup->kn->id : AR_LIMIT_HOST;
+	oom.task = bpf_get_current_pid_tgid();
+	return 0;
+}
+
+/* Whether the process is the one that was chosen. Else it dies because memory.oom.group is set above it. */
+static __always_inline bool is_chosen(const struct task_struct *task)
+{
+	const struct oom_control *control = (const void *)oom.control;
+	const struct task_struct *chosen = BPF_CORE_READ(control, chosen);
+
+	return BPF_CORE_READ(chosen, tgid) == task->tgid; /* a thread of it with memory may take its place */
+}
+
 SEC("tp_btf/mark_victim")
 int BPF_PROG(on_victim, struct task_struct *task)
 {
+	bool is_known = oom.task == bpf_get_current_pid_tgid();
 	struct cgroup *call = call_of(task->cgroups->dfl_cgrp);
-	struct ar_event *event;
+	struct ar_oom *victim;
 
 	if (!call)
 		return 0;
-	event = reserve(AR_EVENT_OOM_VICTIM, call->kn->id);
-	if (event) {
-		event->pid = task->tgid;
-		take_comm(event, task);
-		tell(event);
+	victim = bpf_ringbuf_reserve(&ar_ring, sizeof(*victim), 0);
+	if (!victim) {
+		count_drop(AR_EVENT_OOM_VICTIM);
+		return 0;
 	}
+	fill_event(&victim->event, AR_EVENT_OOM_VICTIM, call->kn->id);
+	victim->event.pid = task->tgid;
+	victim->event.value = !is_known || is_chosen(task);
+	take_comm(&victim->event, task);
+	victim->limit = is_known ? oom.limit : AR_LIMIT_UNKNOWN;
+	victim->pages = pages_of(task);
+	tell(victim);
 	return 0;
 }
 
@@ -154,6 +192,10 @@ int BPF_PROG(on_attach, struct cgroup *cgrp, const char *path, struct task_struc
 
 	if (!is_calls(parent_of(cgrp)))
 		return 0;
+	if (!has_room()) {
+		count_drop(AR_EVENT_ATTACH);
+		return 0;
+	}
 	event = reserve(AR_EVENT_ATTACH, cgrp->kn->id);
 	if (event) {
 		event->pid = task->tgid;

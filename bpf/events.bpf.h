@@ -11,9 +11,11 @@
 /* Pinned by name, so that a new version of a module goes on in the same buffer (a change of size needs a new
  * name: libbpf refuses to reuse a map that differs).
  */
+#define AR_RING_SIZE (256 * 1024)
+
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 256 * 1024);
+	__uint(max_entries, AR_RING_SIZE);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } ar_ring SEC(".maps");
 
@@ -89,10 +91,20 @@ static __always_inline void tell(void *record)
 	bpf_ringbuf_submit(record, BPF_RB_FORCE_WAKEUP);
 }
 
-/* Leave it for when there is something to tell: nobody waits for an exec. */
+/* Leave it for when there is something to tell (nobody waits for an exec), or until half of the buffer is full. */
 static __always_inline void tell_later(void *record)
 {
-	bpf_ringbuf_submit(record, BPF_RB_NO_WAKEUP);
+	bool is_half = bpf_ringbuf_query(&ar_ring, BPF_RB_AVAIL_DATA) > AR_RING_SIZE / 2;
+
+	bpf_ringbuf_submit(record, is_half ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
+}
+
+/* Whether what nobody waits for still has room: the last quarter is for ends, OOM victims and denials, so that
+ * no container's execs can hide those.
+ */
+static __always_inline bool has_room(void)
+{
+	return bpf_ringbuf_query(&ar_ring, BPF_RB_AVAIL_DATA) < AR_RING_SIZE / 4 * 3;
 }
 
 static __always_inline void fill_event(struct ar_event *event, u32 kind, u64 call)

@@ -56,12 +56,41 @@ struct css_set {
 	struct cgroup *dfl_cgrp; /* the task's cgroup on v2 */
 };
 
+struct percpu_counter {
+	s64 count; /* what the CPUs have not handed in yet is missing: at most a few hundred pages */
+};
+
+enum { MM_FILEPAGES, MM_ANONPAGES, MM_SWAPENTS, MM_SHMEMPAGES };
+
+struct mm_struct {
+	struct percpu_counter rss_stat[4];
+};
+
 struct task_struct {
 	int pid;
 	int tgid;
 	int exit_code;
 	struct css_set *cgroups;
+	struct mm_struct *mm;
 	char comm[16];
+};
+
+typedef struct {
+	long counter;
+} atomic_long_t;
+
+struct page_counter {
+	atomic_long_t usage;
+};
+
+struct mem_cgroup {
+	struct cgroup_subsys_state css;
+	struct page_counter memory;
+};
+
+struct oom_control {
+	struct mem_cgroup *memcg; /* whose limit it is; NULL: the machine ran out */
+	struct task_struct *chosen;
 };
 
 struct linux_binprm {

@@ -22,16 +22,6 @@
 #define PAGE_SHIFT 12
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
-typedef struct {
-	long counter;
-} atomic_long_t;
-struct page_counter {
-	atomic_long_t usage;
-};
-struct mem_cgroup {
-	struct cgroup_subsys_state css;
-	struct page_counter memory;
-};
 struct memcg_bpf_ops {
 	void (*handle_cgroup_online)(struct mem_cgroup *memcg);
 	void (*handle_cgroup_offline)(struct mem_cgroup *memcg);

@@ -85,7 +85,7 @@ void BPF_PROG(ar_enqueue, struct task_struct *p, u64 enq_flags)
 	inverse = inverse_share(task->slot);
 	bound_lag(group, cpu, inverse, is_wakeup && group->nr_own == 1);
 	if (!is_kthread && nr_limited && is_held(task->slot, now)) {
-		queue_with_group(p, task, enq_flags);
+		queue_with_group(p, task, inverse, true, enq_flags);
 		return;
 	}
 	if (enq_flags & ENUM(scx_enq_flags, SCX_ENQ_LAST)) {
@@ -99,7 +99,7 @@ void BPF_PROG(ar_enqueue, struct task_struct *p, u64 enq_flags)
 	if (p->nr_cpus_allowed < nr_online)
 		cpu = queue_on_cpu(p, task, inverse, enq_flags);
 	else
-		queue_with_group(p, task, enq_flags);
+		queue_with_group(p, task, inverse, false, enq_flags);
 	if (is_wakeup && may_preempt(task, cpu, now)) {
 		count(COUNT_PREEMPTED);
 		scx_bpf_kick_cpu(cpu, ENUM(scx_kick_flags, SCX_KICK_PREEMPT));

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from agentrun import config, netmark
-from agentrun.bpf import modules, pins
+from agentrun.bpf import modules, pins, ringbuf
 from agentrun.errors import BpfError
 from agentrun.paths import Paths
 
+_LEFT_OUT = {"exec", "exit", "attach"}
 _HINT = "systemctl enable --now agentrun-bpf, or agentrunctl bpf load"
 
 
@@ -38,6 +39,29 @@ def findings(paths: Paths) -> Iterator[tuple[str, str, str]]:
         if not module.default and modules.loaded_version(module) is None:
             continue  # only for those who ask for it
         yield from _module(module, loaded.enforcement == "bpf", need if module.name == "net" else "")
+    yield from _drops()
+
+
+def _drops() -> Iterator[tuple[str, str, str]]:
+    try:
+        found = describe_drops(ringbuf.dropped()) if ringbuf.is_loaded() else None
+    except BpfError as error:
+        found = "problem", str(error)
+    if found is not None:
+        yield found[0], "eBPF events dropped", found[1]
+
+
+def describe_drops(dropped: Mapping[str, int]) -> tuple[str, str]:
+    """Level and text for the events that were dropped, by kind. Pure.
+
+    Execs, exits and moves beyond some fifty a second of each call are left out on purpose; the others only
+    where nobody reads.
+    """
+    counts = {name: count for name, count in dropped.items() if count and name != "all"}
+    text = ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"
+    if counts.keys() <= _LEFT_OUT:
+        return "ok", text
+    return "note", f"{text} (nobody read them in time: does agentrund run?)"
 
 
 def _module(module: modules.Module, wanted: bool, need: str) -> Iterator[tuple[str, str, str]]:

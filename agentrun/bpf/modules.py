@@ -13,7 +13,7 @@ import fcntl
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,7 +55,14 @@ class Module:
 MODULES = {
     module.name: module
     for module in (
-        Module("events", "ends, execs, exits and OOM victims of calls"),
+        Module(
+            "events",
+            "ends, execs, exits and OOM victims of calls",
+            optional={
+                "on_oom": "whose limit an OOM kill was for is only counted, not told (this kernel takes no"
+                " program at out_of_memory)"
+            },
+        ),
         Module(
             "net",
             "network profiles and counters of calls",
@@ -166,11 +173,8 @@ def _locked(paths: Paths) -> Iterator[None]:
         os.close(fd)
 
 
-def load(paths: Paths, module: Module, attach: Callable[[Object, str], None] | None = None) -> bool:
-    """Bring the installed version of a module in force; False where it was already. Raises BpfError.
-
-    `attach` replaces the usual way to attach and pin (`attach_all`), for a module with a way of its own.
-    """
+def load(paths: Paths, module: Module) -> bool:
+    """Bring the installed version of a module in force; False where it was already. Raises BpfError."""
     with _locked(paths):
         before = status(module)
         if before.file is None or before.hash is None:
@@ -181,7 +185,7 @@ def load(paths: Paths, module: Module, attach: Callable[[Object, str], None] | N
         _prepare(module)
         if module.exclusive or before.current:
             _drop_others(module, None)
-        _load_version(module, before.file, before.hash, attach or _attach_all(paths, module))
+        _load_version(paths, module, before.file, before.hash)
         _drop_others(module, before.hash)
         return True
 
@@ -194,19 +198,17 @@ def _prepare(module: Module) -> None:
         pins.check_owner(f"{pins.SHARED}/{name}")  # libbpf reuses what it finds there
 
 
-def _load_version(module: Module, file: str, version: str, attach: Callable[[Object, str], None]) -> None:
+def _load_version(paths: Paths, module: Module, file: str, version: str) -> None:
     """Load, pin and attach, without the optional programs where it does not work with them."""
     try:
-        _try_version(module, file, version, attach, left_out=())
+        _try_version(paths, module, file, version, left_out=())
     except BpfError:
         if not module.optional:
             raise
-        _try_version(module, file, version, attach, left_out=tuple(module.optional))
+        _try_version(paths, module, file, version, left_out=tuple(module.optional))
 
 
-def _try_version(
-    module: Module, file: str, version: str, attach: Callable[[Object, str], None], left_out: Sequence[str]
-) -> None:
+def _try_version(paths: Paths, module: Module, file: str, version: str, left_out: Sequence[str]) -> None:
     half = f"{module.directory}/{_HALF}"
     pins.make_directory(half)
     try:
@@ -216,7 +218,7 @@ def _try_version(
             opened.leave_out(left_out)
             opened.load()
             _pin_all(opened, half)
-            attach(opened, half)
+            _attach_all(paths, module, opened, half)
         os.rename(half, f"{module.directory}/{version}")
     except (OSError, AgentrunError) as error:
         pins.remove(half)
@@ -233,35 +235,28 @@ def _pin_all(opened: Object, directory: str) -> None:
             opened.pin_map(each, f"{directory}/map_{each.name}")
 
 
-def _attach_all(paths: Paths, module: Module) -> Callable[[Object, str], None]:
-    """The usual way: cgroup programs to the cgroup root, the others as their sections say, struct_ops maps.
+def _attach_all(paths: Paths, module: Module, opened: Object, directory: str) -> None:
+    """Attach cgroup programs to the cgroup root, the others as their sections say, and struct_ops maps.
 
     At the root, because a container's cgroup would have to be attached to before its first process and again
     after every restart of anything; the programs look at the current cgroup first and leave what is no call.
     """
-
-    def attach(opened: Object, directory: str) -> None:
-        root = os.open(paths.cgroup_root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            for program in opened.programs():
-                if program.section.startswith("struct_ops"):
-                    continue
-                link = (
-                    opened.attach_cgroup(program, root)
-                    if program.section.startswith("cgroup")
-                    else opened.attach(program)
-                )
-                opened.pin_link(link, f"{directory}/link_{program.name}")
-        finally:
-            os.close(root)
-        for each in opened.maps():
-            if each.struct_ops and module.by_cgroup:
-                opened.fill_struct_ops(each)
-                opened.pin_map(each, f"{directory}/map_{each.name}")
-            elif each.struct_ops:
-                opened.pin_link(opened.attach_struct_ops(each), f"{directory}/link_{each.name}")
-
-    return attach
+    root = os.open(paths.cgroup_root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for program in opened.programs():
+            if program.section.startswith("struct_ops"):
+                continue
+            is_cgroup = program.section.startswith("cgroup")
+            link = opened.attach_cgroup(program, root) if is_cgroup else opened.attach(program)
+            opened.pin_link(link, f"{directory}/link_{program.name}")
+    finally:
+        os.close(root)
+    for each in opened.maps():
+        if each.struct_ops and module.by_cgroup:
+            opened.fill_struct_ops(each)
+            opened.pin_map(each, f"{directory}/map_{each.name}")
+        elif each.struct_ops:
+            opened.pin_link(opened.attach_struct_ops(each), f"{directory}/link_{each.name}")
 
 
 def _drop_others(module: Module, keep: str | None) -> None:

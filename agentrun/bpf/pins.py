@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 from agentrun.bpf import syscall
 from agentrun.errors import BpfError
@@ -22,12 +23,14 @@ BPFFS = "/sys/fs/bpf"
 ROOT = f"{BPFFS}/agentrun"
 SHARED = f"{ROOT}/shared"
 _BPFFS_MAGIC_NAME = "bpf"
+_Info = TypeVar("_Info")
 
 
 def is_mounted(path: str = BPFFS) -> bool:
-    """Whether a BPF file system is mounted there."""
+    """Whether a BPF file system is mounted there, and nothing over it."""
     with open("/proc/self/mounts", encoding="utf-8") as mounts:
-        return any(line.split()[1:3] == [path, _BPFFS_MAGIC_NAME] for line in mounts)
+        kinds = [words[2] for line in mounts if (words := line.split())[1] == path]
+    return kinds[-1:] == [_BPFFS_MAGIC_NAME]
 
 
 def _check_private(path: str) -> None:
@@ -119,28 +122,24 @@ def _names(directory: str, prefix: str) -> Iterator[str]:
             yield name
 
 
-def programs(directory: str) -> list[PinnedProgram]:
-    """The pinned programs of one version of a module."""
-    found = []
-    for name in _names(directory, "prog_"):
+def _pinned(directory: str, prefix: str, read: Callable[[int], _Info]) -> Iterator[tuple[str, _Info]]:
+    """Name without the prefix, and what the kernel says, of each pin with a prefix."""
+    for name in _names(directory, prefix):
         fd = syscall.obj_get(f"{directory}/{name}")
         try:
-            found.append(PinnedProgram(name.removeprefix("prog_"), syscall.program_info(fd)))
+            yield name.removeprefix(prefix), read(fd)
         finally:
             os.close(fd)
-    return found
+
+
+def programs(directory: str) -> list[PinnedProgram]:
+    """The pinned programs of one version of a module."""
+    return [PinnedProgram(*found) for found in _pinned(directory, "prog_", syscall.program_info)]
 
 
 def links(directory: str) -> list[PinnedLink]:
     """The pinned links of one version of a module."""
-    found = []
-    for name in _names(directory, "link_"):
-        fd = syscall.obj_get(f"{directory}/{name}")
-        try:
-            found.append(PinnedLink(name.removeprefix("link_"), syscall.link_info(fd)))
-        finally:
-            os.close(fd)
-    return found
+    return [PinnedLink(*found) for found in _pinned(directory, "link_", syscall.link_info)]
 
 
 def remove(directory: str) -> None:

@@ -15,6 +15,7 @@ import mmap
 import os
 import struct
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from agentrun.bpf import pins, syscall, types
@@ -26,13 +27,15 @@ _HEAD = 8
 _POSITION = struct.Struct("=Q")
 _LENGTH = struct.Struct("=I")
 _AF_INET = 2
+_KIND = struct.Struct("=16xI")  # in struct ar_event
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
     """Something that happened in a call. `call` is the id (inode) of its cgroup; `value` depends on the kind.
 
-    The last fields are for denials only: where to, by which hook, and how many there were so far.
+    Then for denials only: where to, by which hook, and how many there were so far; and for OOM victims only:
+    the id of the cgroup whose limit it was (`types.LIMIT_HOST`, `LIMIT_UNKNOWN`), and the victim's pages.
     """
 
     kind: int
@@ -45,6 +48,8 @@ class Event:
     port: int = 0
     by: int = 0
     count: int = 0
+    limit: int = types.LIMIT_UNKNOWN
+    pages: int = 0
 
 
 def parse(data: bytes) -> Event | None:
@@ -54,6 +59,11 @@ def parse(data: bytes) -> Event | None:
         return None
     head = types.Event.from_buffer_copy(data)
     comm = head.comm.decode("utf-8", "replace")
+    if head.kind == types.Kind.OOM_VICTIM and len(data) >= ctypes.sizeof(types.Oom):
+        oom = types.Oom.from_buffer_copy(data)
+        return Event(
+            head.kind, head.call, head.time_ns, head.pid, head.value, comm, limit=oom.limit, pages=oom.pages
+        )
     if head.kind != types.Kind.DENIED:
         return Event(head.kind, head.call, head.time_ns, head.pid, head.value, comm)
     if len(data) < ctypes.sizeof(types.Denied):
@@ -70,7 +80,13 @@ def parse(data: bytes) -> Event | None:
 
 
 class Ring:
-    """The ring buffer; register `fileno()` for reading with epoll, and `read()` when it is readable."""
+    """The ring buffer; register `fileno()` for reading with epoll, and `read()` when it is readable.
+
+    `is_busy`: the last `read()` ended at a record that was being written at that moment. The descriptor is
+    readable meanwhile.
+    """
+
+    is_busy = False
 
     def __init__(self, opened: syscall.Map) -> None:
         self._map = opened
@@ -82,30 +98,48 @@ class Ring:
             length = page + 2 * self._size
             self._data = mmap.mmap(opened.fd, length, mmap.MAP_SHARED, mmap.PROT_READ, offset=page)
         except OSError as error:
+            opened.close()
             raise BpfError(f"map ring buffer: {error.strerror}") from error
 
     def fileno(self) -> int:
         """The descriptor, for epoll."""
         return self._map.fd
 
-    def read(self) -> list[Event]:
-        """All that is there, and give its room back. Never blocks."""
+    def is_empty(self) -> bool:
+        """Whether all that was written has been read."""
+        return self._consumer[: _POSITION.size] == self._data[: _POSITION.size]
+
+    def read(self, kinds: Collection[int] | None = None, limit: int | None = None) -> list[Event]:
+        """What is there (only these kinds, if any are named), and give its room back. Never blocks.
+
+        At most `limit` records are looked at, of whatever kind; then some may be left, which keep the
+        descriptor readable.
+        """
         events: list[Event] = []
         (at,) = _POSITION.unpack_from(self._consumer, 0)
         (end,) = _POSITION.unpack_from(self._data, 0)
-        while at < end:
+        left = -1 if limit is None else limit
+        self.is_busy = False
+        while at < end and left != 0:
+            left -= 1
             start = mmap.PAGESIZE + (at & (self._size - 1))
             (word,) = _LENGTH.unpack_from(self._data, start)
             if word & _BUSY:
-                break  # being written at this moment; the writer's commit wakes us again
+                self.is_busy = True
+                break
             length = word & ~(_BUSY | _DISCARD)
-            if not word & _DISCARD:
-                event = parse(self._data[start + _HEAD : start + _HEAD + length])
+            start += _HEAD
+            if not word & _DISCARD and (kinds is None or self._kind(start) in kinds):
+                event = parse(self._data[start : start + length])
                 if event is not None:
                     events.append(event)
             at += (_HEAD + length + 7) & ~7
             _POSITION.pack_into(self._consumer, 0, at)
         return events
+
+    def _kind(self, start: int) -> int:
+        kind: int = _KIND.unpack_from(self._data, start)[0]
+        return kind
 
     def close(self) -> None:
         """Let go of the buffer."""
@@ -129,6 +163,15 @@ def dropped() -> dict[str, int]:
         }
 
 
+def pin_identity() -> tuple[int, int] | None:
+    """What tells the buffer's pin from one that is made later; None where there is none."""
+    try:
+        info = os.lstat(f"{pins.SHARED}/ar_ring")
+    except OSError:
+        return None
+    return info.st_dev, info.st_ino
+
+
 def is_loaded() -> bool:
     """Whether there is a buffer to read."""
-    return os.path.exists(f"{pins.SHARED}/ar_ring")
+    return pin_identity() is not None

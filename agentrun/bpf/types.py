@@ -9,6 +9,8 @@ NET_FORMAT = 1
 NET_RULES = 128
 NET_DEFAULT_ALLOW = 1
 NET_XATTR = "user.agentrun.net"
+LIMIT_HOST = 0
+LIMIT_UNKNOWN = (1 << 64) - 1
 
 
 class Kind(enum.IntEnum):
@@ -41,6 +43,16 @@ class Event(ctypes.Structure):
         ("value", ctypes.c_int32),
         ("pad", ctypes.c_uint32),
         ("comm", ctypes.c_char * 16),
+    )
+
+
+class Oom(ctypes.Structure):
+    """struct ar_oom: a victim, and whose limit it was."""
+
+    _fields_ = (
+        ("event", Event),
+        ("limit", ctypes.c_uint64),
+        ("pages", ctypes.c_uint64),
     )
 
 
@@ -111,6 +123,7 @@ class MemcgPolicy(ctypes.Structure):
 
 STRUCTS = {
     "ar_event": Event,
+    "ar_oom": Oom,
     "ar_denied": Denied,
     "ar_net_count": NetCount,
     "ar_net_rule": NetRule,

@@ -1,7 +1,8 @@
-"""What agentrund takes from the BPF programs: counters of a call's network, and events as they happen.
+"""What agentrund takes from the network programs: the counters of a call.
 
-Both are there only while the modules are loaded, come back when they are loaded later, and nothing depends on
-them: without them a record has no `network`, and ends are seen as before, by `cgroup.events`.
+They are there only while the module is loaded, come back when it is loaded later, and nothing depends on
+them: without them a record has no `network`. It needs no capability: pins are opened by the owner of their
+files, root (Linux 5.19, c8644cd0efe7).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import sys
 from typing import Any
 
-from agentrun.bpf import modules, pins, ringbuf, syscall, types
+from agentrun.bpf import modules, pins, syscall, types
 from agentrun.errors import BpfError
 
 _COUNTS = "ar_net_counts"
@@ -62,11 +63,3 @@ class NetCounts:
         if self._map is not None:
             self._map.close()
         self._map, self._version = None, None
-
-
-def open_events() -> ringbuf.Ring | None:
-    """The events as something with `fileno()` and `read()`; None where they are not loaded or not ours."""
-    try:
-        return ringbuf.open_ring() if ringbuf.is_loaded() else None
-    except (OSError, BpfError):
-        return None

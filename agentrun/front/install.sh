@@ -55,7 +55,7 @@ render agentrun/front/agentrun.in "$bin/agentrun"
 render agentrun/front/agentrunctl.in "$bin/agentrunctl"
 install -d -m 0755 "$DESTDIR$SBINDIR" "$DESTDIR$UNITDIR"
 render agentrun/front/agentrund.in "$DESTDIR$SBINDIR/agentrund"
-for unit in agentrund.service agentrun-bpf.service; do
+for unit in agentrund.service agentrun-bpf.service agentrun-scx.service; do
 	sed -e "s|@SBINDIR@|$SBINDIR|" -e "s|@BINDIR@|$BINDIR|" "configs/$unit" >"$DESTDIR$UNITDIR/$unit.new"
 	chmod 0644 "$DESTDIR$UNITDIR/$unit.new"
 	mv -f "$DESTDIR$UNITDIR/$unit.new" "$DESTDIR$UNITDIR/$unit"

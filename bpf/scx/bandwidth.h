@@ -3,8 +3,10 @@
  * cpu.max: the kernel's own throttling belongs to EEVDF and does not reach tasks of a sched_ext scheduler.
  *
  * Each group with a limit has a budget per period; run time is charged to it and to all limited groups above.
- * A group without budget is held: its tasks wait in its queue until the budget of a later period pays the debt,
- * but never so long that one of them would wait for more than patience_ns.
+ * A group without budget is held: its tasks wait in its queue until the budget of a later period pays the debt.
+ * A slice may cost many periods, and N tasks N times that, so one of them is let go of, debt or not, whenever
+ * none was for so long that the last one would wait for more than half of patience_ns. (Looking at the budget
+ * again after that time, and at nothing else, let 24 tasks with 1 % wait for 36 s: the watchdog's end.)
  */
 #ifndef AGENTRUN_SCX_BANDWIDTH_H
 #define AGENTRUN_SCX_BANDWIDTH_H
@@ -23,7 +25,7 @@ struct {
 } ar_scx_timer SEC(".maps");
 
 u32 timer_runs;
-u32 nr_held;	/* groups that were found without budget since the timer last looked */
+u32 nr_held;	/* any group was found without budget since the timer last looked */
 
 /* Give the budget of the periods that went by. One CPU does it, the others see the new start. */
 static __always_inline void refill(struct group *group, u64 now)
@@ -74,6 +76,12 @@ static __always_inline u64 without_budget(struct group *group, u64 now)
 	return group->period_start + ((u64)debt / group->quota_ns + 1) * group->period_ns;
 }
 
+/* When one of a held group's tasks has to run, whatever it owes. */
+static __always_inline u64 overdue_at(const struct group *group)
+{
+	return group->let_at + patience_ns / 2 / (group->nr_own + 1);
+}
+
 /* Until when a group is held by its own or a limit above; 0 when it is not. Remembered in held_until. */
 static __noinline u64 held_until(u32 slot, u64 now)
 {
@@ -97,11 +105,10 @@ static __noinline u64 held_until(u32 slot, u64 now)
 		at = above->parent;
 	}
 	if (until) {
-		limit = now + patience_ns / (group->nr_own + 1) / 2;
+		limit = overdue_at(group);
 		if (is_before(limit, until))
-			until = limit;
-		if (!group->held_until)
-			__sync_fetch_and_add(&nr_held, 1);
+			until = is_before(limit, now) ? now : limit;
+		nr_held = 1;
 		count(COUNT_HELD);
 	}
 	group->held_until = until;

@@ -82,14 +82,18 @@ static __noinline bool steal(s32 cpu)
 	return false;
 }
 
-/* Take from a group's queue, unless cpu.max holds it. */
+/* Take from a group's queue, unless cpu.max holds it and nobody in it has waited for too long. */
 static __always_inline bool take_from_group(u32 slot, u64 now)
 {
 	u64 dsq = DSQ_GROUP + (slot & (MAX_GROUPS - 1));
+	struct group *group = group_at(slot);
 
-	if (nr_limited && is_held(slot, now))
+	if (nr_limited && is_held(slot, now) && is_before(now, overdue_at(group)))
 		return false;
-	return scx_bpf_dsq_nr_queued(dsq) > 0 && scx_bpf_dsq_move_to_local(dsq);
+	if (scx_bpf_dsq_nr_queued(dsq) <= 0 || !scx_bpf_dsq_move_to_local(dsq))
+		return false;
+	group->let_at = now; /* two CPUs may both let one go: it is a bound */
+	return true;
 }
 
 #define MAX_TRIES 64 /* groups whose task went to another CPU just now, or that are found to be held */

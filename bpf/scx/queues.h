@@ -49,8 +49,10 @@ static __always_inline void begin_waiting(struct task_state *task, u32 where)
 		return;
 	}
 	__sync_fetch_and_add(&nr_waiting_groups_tasks, 1);
-	if (!__sync_fetch_and_add(&groups[slot].nr_waiting, 1))
+	if (!__sync_fetch_and_add(&groups[slot].nr_waiting, 1)) {
+		groups[slot].let_at = scx_bpf_now();
 		__sync_fetch_and_or(&waiting_groups[word & (MAX_GROUPS / 64 - 1)], 1ULL << (slot & 63));
+	}
 	if (word > top_word)
 		top_word = word; /* a lost race costs nothing: the next one in this word repeats it */
 }
@@ -76,14 +78,30 @@ static __always_inline void end_waiting(struct task_state *task)
 		__sync_fetch_and_or(&waiting_groups[word], 1ULL << (slot & 63));
 }
 
-static __always_inline void queue_with_group(struct task_struct *p, struct task_state *task, u64 enq_flags)
+/*
+ * How far a task may be ahead of its siblings when it lines up: what they need to come past it has to fit into
+ * patience_ns. A held group gets hardly more than a slice for each task in that time, so that one long slice (or
+ * a low priority) would make a task wait for minutes.
+ */
+static __always_inline u64 longest_lead(const struct group *group, u64 inverse, bool held)
+{
+	u64 lead = held ? 0 : patience_ns / (inverse / SHARE_ONE) / (group->nr_own + 1);
+
+	return lead < 2 * slice_ns ? 2 * slice_ns : lead;
+}
+
+static __always_inline void queue_with_group(struct task_struct *p, struct task_state *task, u64 inverse,
+					     bool held, u64 enq_flags)
 {
 	struct group *group = group_at(task->slot);
 	u64 earliest = group->task_vtime - slice_ns;
+	u64 farthest = group->task_vtime + longest_lead(group, inverse, held);
 	s32 cpu;
 
 	if (is_before(task->vtime, earliest))
 		task->vtime = earliest;
+	else if (is_before(farthest, task->vtime))
+		task->vtime = farthest;
 	begin_waiting(task, IN_GROUP);
 	count(COUNT_GROUP);
 	scx_bpf_dsq_insert_vtime(p, DSQ_GROUP + (task->slot & (MAX_GROUPS - 1)), current_slice(), task->vtime,

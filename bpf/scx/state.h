@@ -34,6 +34,7 @@ struct group {
 	u64 burst_ns;
 	u64 period_start;
 	s64 spent_ns;	  /* of the quota; below zero by at most burst_ns */
+	u64 let_at;	  /* when one of its waiting tasks was taken, or the first of them came (scx_bpf_now()) */
 } __attribute__((aligned(128)));
 
 struct group groups[MAX_GROUPS];

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from node import Node, keeper, wait_for
 
+from agentrun import daemonstatus
+
 ON = {"feedback": "on"}
 SOON_S = 2.5  # the alarm is due after a second; the rest is for a busy machine
 
@@ -231,3 +233,19 @@ def test_text_never_goes_where_stdout_goes(node):
     assert record["feedback"][0]["delivered"] is False
     assert os.read(reading, 100) == b""
     os.close(reading)
+
+
+def test_keeper_that_hangs_while_it_holds_nothing_is_found_and_replaced(node):
+    node.start()
+    pid = keeper(node)
+
+    def said() -> dict[str, Any]:
+        return (daemonstatus.read(node.paths) or {}).get("keeper") or {}
+
+    wait_for(lambda: said().get("heard_s") is not None, "the keeper's first answer")
+    assert said()["pid"] == pid
+    os.kill(pid, signal.SIGSTOP)
+    wait_for(lambda: said().get("pid") not in (pid, None), "another keeper", timeout_s=25)
+    assert has_ended(pid)
+    log = Path(node.paths.log).read_text()
+    assert log.count("keeper did not answer") == 1

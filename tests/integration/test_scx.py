@@ -7,6 +7,7 @@ Figures are printed; `-s` shows them. Loads and unloads schedulers often: run th
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import statistics
 import time
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import cpuload
 import pytest
-from runtimes import require, run, wait_for
+from runtimes import LOG, require, run, wait_for
 
 from agentrun import scx
 from agentrun.bpf import modules, pins
@@ -200,11 +201,25 @@ def test_cpu_max_of_a_parent_holds_for_all_below_and_can_be_lifted():
     assert sum(lifted) / (WINDOW_S / 2) > 1.5
 
 
-def test_tiny_cpu_max_with_many_tasks_does_not_eject_the_scheduler():
-    with cpuload.tree("scx-tiny", {"a": 1}) as groups, scheduler():
-        (groups["a"] / "cpu.max").write_text("1000 100000")
-        with cpuload.burners([(groups["a"], 12), (groups["a"].parent / "a", 12)]):
-            time.sleep(45)
+@pytest.mark.parametrize(("limit", "tasks"), [("1000 100000", 24), ("1000 1000000", 12)])
+def test_tiny_cpu_max_with_many_tasks_does_not_eject_the_scheduler(limit, tasks):
+    """A slice of one task costs the budget of up to 50 periods; the watchdog strikes after 30 to 45 s."""
+    with (
+        cpuload.tree("scx-tiny", {"a": 1}) as groups,
+        scheduler(),
+        cpuload.burners([(groups["a"], tasks)]) as pids,
+    ):
+        (groups["a"] / "cpu.max").write_text(limit)
+
+        def ran_s() -> list[float]:
+            return [float(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9 for pid in pids]
+
+        before = ran_s()
+        for _ in range(3):
+            time.sleep(20)
+            now = ran_s()
+            assert all(late > early for late, early in zip(now, before, strict=True)), (before, now)
+            before = now
 
 
 def test_stalled_scheduler_is_ejected_reported_and_loaded_again():
@@ -217,11 +232,11 @@ def test_stalled_scheduler_is_ejected_reported_and_loaded_again():
     assert ended is not None
     assert "failed to run" in ended.message
     assert scx.findings()[0][0] == "problem"
-    said, memory = scx.keep(PATHS, 100.0, scx.Memory())
-    assert said is not None and "ejected" in said
-    assert scx.keep(PATHS, 100.5, memory) == (None, memory)
-    said, memory = scx.keep(PATHS, 101.5, memory)
-    assert said == "scheduler loaded again"
+    step, said, memory = scx.look(100.0, scx.Memory())
+    assert step is scx.Step.REPORT and said is not None and "ejected" in said
+    assert scx.look(100.5, memory) == (scx.Step.NOTHING, None, memory)
+    assert scx.look(101.5, memory)[:2] == (scx.Step.REARM, None)
+    assert scx.load(PATHS)  # over the dead pins
     assert scx.state().ours
 
 
@@ -229,7 +244,7 @@ def test_sysrq_takes_it_out_and_it_stays_out():
     assert scx.load(PATHS)
     Path("/proc/sysrq-trigger").write_text("S")
     assert exit_kind() == scx.ExitKind.SYSRQ
-    assert scx.keep(PATHS, 0.0, scx.Memory()) == (None, scx.Memory())
+    assert scx.look(0.0, scx.Memory()) == (scx.Step.NOTHING, None, scx.Memory())
     assert scx.load(PATHS)  # by hand, over the dead pin
 
 
@@ -269,3 +284,33 @@ def test_container_runs_under_it():
     with scheduler():
         done = run("docker", "run", "--rm", "--cpus=1", "agentrun-test/busybox", "sh", "-c", "echo $((6*7))")
     assert done.stdout == "42\n"
+
+
+def test_agentrund_has_an_ejected_scheduler_loaded_again():
+    """A CPU that goes offline ends every scheduler that does not say what to do then."""
+    second = Path("/sys/devices/system/cpu/cpu1/online")
+    LOG.unlink(missing_ok=True)
+    run("systemctl", "daemon-reload")
+    run("systemctl", "start", "agentrun-scx", "agentrund")
+    try:
+        assert scx.state().ours
+        time.sleep(3)
+        second.write_text("0")
+        wait_for(lambda: LOG.exists() and "scheduler ejected" in LOG.read_text(), "agentrund to notice")
+        wait_for(lambda: "scheduler loaded again" in LOG.read_text(), "the load", 300)
+        assert scx.state().ours
+        assert LOG.read_text().count("scheduler ejected") == 1
+
+        def shown() -> dict[str, str]:
+            found = json.loads(run("agentrunctl", "doctor", "--json", check=False).stdout)
+            return {f["what"]: f["text"] for f in found}
+
+        wait_for(lambda: "ejected 1 times" in shown().get("agentrund: scheduler", ""), "doctor")
+        assert "shares by cgroup" in shown()["CPU scheduler"]
+        run("agentrunctl", "bpf", "unload", "scx")  # on purpose
+        time.sleep(5)
+        assert not scx.state().enabled
+    finally:
+        second.write_text("1")
+        run("systemctl", "stop", "agentrund", "agentrun-scx")
+        LOG.unlink(missing_ok=True)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import mmap
 import os
+from collections.abc import Iterator
 
 import pytest
 
-from agentrun.bpf import modules, pins, ringbuf, types
+from agentrun.bpf import modules, pins, ringbuf, syscall, types
 from agentrun.errors import BpfError
 
 
@@ -73,3 +76,81 @@ def test_a_denial_says_where_to(family, raw, shown):
 def test_a_record_that_is_too_short_is_passed_over(size):
     data = bytes(head(types.Kind.DENIED)).ljust(100, b"\0")
     assert ringbuf.parse(data[:size]) is None
+
+
+def test_a_victim_says_whose_limit_it_was():
+    oom = types.Oom(event=head(types.Kind.OOM_VICTIM, value=1, comm=b"hog"), limit=9, pages=3)
+    event = ringbuf.parse(bytes(oom))
+    assert event is not None and (event.comm, event.value, event.limit, event.pages) == ("hog", 1, 9, 3)
+    older = ringbuf.parse(bytes(oom.event))  # of an older version that is still loaded
+    assert older is not None and (older.limit, older.pages) == (types.LIMIT_UNKNOWN, 0)
+
+
+# The buffer's memory, written by the test as the kernel writes it (kernel/bpf/ringbuf.c).
+
+SIZE = 4096
+
+
+class Memory:
+    """A file that looks like a mapped ring buffer. `write` adds a record, whose length word it returns."""
+
+    def __init__(self) -> None:
+        self.fd = os.memfd_create("ring")
+        os.ftruncate(self.fd, 2 * mmap.PAGESIZE + 2 * SIZE)
+        self.end = 0
+
+    def write(self, data: bytes, flags: int = 0) -> int:
+        at = 2 * mmap.PAGESIZE + self.end % SIZE
+        os.pwrite(self.fd, (len(data) | flags).to_bytes(8, "little") + data, at)
+        self.end += 8 + len(data)
+        os.pwrite(self.fd, self.end.to_bytes(8, "little"), mmap.PAGESIZE)
+        return at
+
+    def open(self) -> ringbuf.Ring:
+        opened = syscall.Map.__new__(syscall.Map)
+        opened.fd = os.dup(self.fd)
+        opened.info = syscall.MapInfo(27, 1, 0, 0, SIZE, "ar_ring")
+        return ringbuf.Ring(opened)
+
+
+@pytest.fixture
+def memory() -> Iterator[tuple[Memory, ringbuf.Ring]]:
+    made = Memory()
+    with contextlib.closing(made.open()) as ring:
+        yield made, ring
+    os.close(made.fd)
+
+
+def exits(first: int, count: int) -> list[bytes]:
+    return [bytes(head(types.Kind.EXIT, value=value)) for value in range(first, first + count)]
+
+
+def test_a_read_is_bounded_and_the_next_goes_on_where_it_ended(memory):
+    written, ring = memory
+    assert ring.is_empty() and ring.read() == []
+    for data in exits(0, 5):
+        written.write(data)
+    assert [event.value for event in ring.read(limit=3)] == [0, 1, 2]
+    assert not ring.is_empty()
+    assert [event.value for event in ring.read(limit=3)] == [3, 4]
+    assert ring.is_empty()
+
+
+def test_kinds_that_nobody_asked_for_are_passed_over_and_count_as_looked_at(memory):
+    written, ring = memory
+    for data in (*exits(0, 2), bytes(head(types.Kind.OOM_VICTIM)), *exits(2, 1)):
+        written.write(data)
+    assert ring.read({types.Kind.OOM_VICTIM}, limit=2) == []
+    assert [event.kind for event in ring.read({types.Kind.OOM_VICTIM}, limit=2)] == [types.Kind.OOM_VICTIM]
+    assert ring.is_empty()
+
+
+def test_a_record_that_is_being_written_ends_a_read_and_what_was_given_up_is_skipped(memory):
+    written, ring = memory
+    written.write(exits(1, 1)[0], flags=1 << 30)
+    at = written.write(exits(2, 1)[0], flags=1 << 31)
+    written.write(exits(3, 1)[0])
+    assert ring.read() == [] and ring.is_busy and not ring.is_empty()
+    os.pwrite(written.fd, (48).to_bytes(4, "little"), at)
+    assert [event.value for event in ring.read()] == [2, 3]
+    assert not ring.is_busy and ring.is_empty()

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from agentrun import config, doctor, ingest
+from agentrun import config, daemonstatus, doctor, ingest
+from agentrun.bpf.check import describe_drops
+from agentrun.loop import Loop
 from agentrun.paths import Paths
 
 
@@ -140,3 +142,95 @@ def test_json_can_be_read_by_programs(paths, monkeypatch):
 )
 def test_version_is_found(text, version):
     assert doctor.parse_version(text) == version
+
+
+def said(**parts: object) -> dict[str, object]:
+    """What agentrund says when all is well, but for `parts`."""
+    healthy = {
+        "keeper": {"pid": 7, "heard_s": 5.0},
+        "events": {"is_read": True, "kills": 2, "problem": None},
+    }
+    return {"pid": 5, "at": 100.0, "up_s": 60.0, **healthy, **parts}
+
+
+def judged(status: dict[str, object] | None, now_s: float = 103.0) -> dict[str, str]:
+    return {f.what: f.level for f in doctor.daemon_findings(status, now_s)}
+
+
+def test_agentrund_that_is_well_says_so_part_by_part():
+    assert judged(said()) == {
+        "agentrund": "ok",
+        "agentrund: keeper": "ok",
+        "agentrund: events": "ok",
+    }
+
+
+@pytest.mark.parametrize(
+    ("keeper", "up_s", "level"),
+    [
+        ({"pid": None, "heard_s": None}, 60.0, "problem"),
+        ({"pid": 7, "heard_s": 21.0}, 60.0, "problem"),
+        ({"pid": 7, "heard_s": None}, 60.0, "problem"),
+        ({"pid": 7, "heard_s": None}, 3.0, "note"),
+    ],
+    ids=["none", "silent", "never-heard", "just-started"],
+)
+def test_keeper_that_does_not_answer_is_a_problem(keeper, up_s, level):
+    assert judged(said(keeper=keeper, up_s=up_s))["agentrund: keeper"] == level
+
+
+def test_ejections_of_the_scheduler_are_shown_with_the_next_try():
+    scheduler = {"ejections": 2, "last": "scheduler ejected: stall", "next_s": 4.0}
+    (found,) = [
+        f for f in doctor.daemon_findings(said(scheduler=scheduler), 103.0) if f.what.endswith("scheduler")
+    ]
+    assert found.level == "note"
+    assert found.text.startswith("ejected 2 times") and found.text.endswith("again in 4 s")
+
+
+def test_events_that_cannot_be_read_are_a_problem_and_none_are_a_note():
+    wrong = {"is_read": False, "kills": 0, "problem": "use pin: not root's alone"}
+    assert judged(said(events=wrong))["agentrund: events"] == "problem"
+    assert judged(said(events={**wrong, "problem": None}))["agentrund: events"] == "note"
+
+
+def test_agentrund_whose_loop_does_not_turn_is_a_problem():
+    assert judged(said(), now_s=121.0) == {"agentrund": "problem"}
+    assert judged(None) == {"agentrund": "note"}
+
+
+def test_status_is_read_as_it_was_written_and_what_is_damaged_is_none(paths):
+    assert daemonstatus.read(paths) is None
+    status = daemonstatus.DaemonStatus(Loop(), paths)
+    status.sources["keeper"] = lambda: {"pid": 1, "heard_s": None}
+    status.write()
+    found = daemonstatus.read(paths)
+    assert found is not None
+    assert (found["pid"], found["keeper"]) == (os.getpid(), {"pid": 1, "heard_s": None})
+    for damage in ("", "{", "[1]", '{"at": "now"}'):
+        Path(daemonstatus.path_of(paths)).write_text(damage)
+        assert daemonstatus.read(paths) is None
+
+
+def test_status_that_cannot_be_written_is_said_once(paths):
+    status = daemonstatus.DaemonStatus(Loop(), paths)
+    os.rmdir(paths.run)
+    status.write()
+    status.write()
+    assert Path(paths.log).read_text().count("status not written") == 1
+
+
+@pytest.mark.parametrize(
+    ("dropped", "expected"),
+    [
+        ({"all": 0, "exec": 0}, ("ok", "none")),
+        ({"all": 7, "exec": 3, "exit": 4}, ("ok", "exec 3, exit 4")),
+    ],
+)
+def test_drops_that_limit_a_rate_are_all_right(dropped, expected):
+    assert describe_drops(dropped) == expected
+
+
+def test_dropped_victim_is_worth_a_note():
+    level, text = describe_drops({"all": 1, "oom_victim": 1})
+    assert level == "note" and text.startswith("oom_victim 1")

@@ -46,8 +46,8 @@ class Kernel:
 
     def when(self, text: str) -> float | None:
         """When the latest line with a text was logged; reads all that is there."""
-        os.write(self._fd, b"agentrun: now")
         now, at, offset = time.monotonic(), None, 0.0
+        os.write(self._fd, b"agentrun: now")  # stamped at once; returns when slow consoles have it
         while True:
             try:
                 head, _, line = os.read(self._fd, 8192).decode(errors="replace").partition(";")

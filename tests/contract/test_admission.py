@@ -27,6 +27,14 @@ sessions: [{{tier: low}}]
 rules: [{{name: watched, match: {{command: watchme}}, mode: observe}}]
 """
 
+ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def _as_an_engine() -> None:
+    """No signal is ignored from the start, as for whoever runs these tests in the background."""
+    for number in ENDS:
+        signal.signal(number, signal.SIG_DFL)
+
 
 class Waiting:
     """The box with tenants that may wait, and what agentrund would do."""
@@ -71,6 +79,7 @@ class Waiting:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            preexec_fn=_as_an_engine,
         )
 
     def shown(self) -> list[dict[str, Any]]:
@@ -233,7 +242,7 @@ def test_dead_agentrund_keeps_nobody_waiting(waiting):
     ]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", ENDS)
 def test_ended_runtime_leaves_nothing(waiting, number):
     waiting.close(valid_s=9)
     process = waiting.exec("pytest")

@@ -206,12 +206,14 @@ def test_64_calls_at_once_are_all_recorded(crun_box):
     assert list((crun_box.cgroup() / "agentrun-calls").glob("call-*")) == []
 
 
-def test_1000_calls_in_a_row_leave_nothing_behind(crun_box):
+def test_many_calls_in_a_row_leave_nothing_behind(crun_box):
+    """A third of a thousand: a thousand (AGENTRUN_CALLS) take five to eleven of CI's minutes in the VM."""
+    count = int(os.environ.get("AGENTRUN_CALLS", "333"))
     slots = set()
-    for _ in range(1000):
+    for _ in range(count):
         slots.add(crun_box.exec("cat", "/proc/self/cgroup").stdout.strip().rpartition("/")[2])
     assert len(slots) <= 3
-    assert len(records(crun_box.id)) == 1000
+    assert len(records(crun_box.id)) == count
     assert list((crun_box.cgroup() / "agentrun-calls").glob("call-*")) == []
 
 

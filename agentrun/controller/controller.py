@@ -76,6 +76,7 @@ class Controller:
         self._looked_at = float("-inf")
         self._young_until = float("-inf")
         self._stale = True
+        self._is_asked = False  # something happened since the last look: a peek will not do
         self._closed = False
         if release.is_marked(paths):
             release.release_all(paths)
@@ -91,6 +92,7 @@ class Controller:
     def _soon(self) -> None:
         if self._closed:
             return
+        self._is_asked = True
         self._schedule(max(0.0, self._looked_at + SPACING_S - self._clock()))
 
     def _schedule(self, seconds: float) -> None:
@@ -118,7 +120,13 @@ class Controller:
             self.close()
 
     def _peek(self) -> None:
-        """The cheap look while all is calm; a real one where something moved."""
+        """The cheap look while all is calm; a real one where something moved.
+
+        Or was told when this peek was due already: no earlier look was planned then.
+        """
+        if self._is_asked:
+            self.step()
+            return
         for domain, (limit, usage) in self._shared.items():
             now = self._reader.peek(domain)
             if now > limit * WATCH or abs(now - usage) > limit * _MOVED:
@@ -142,6 +150,7 @@ class Controller:
 
     def step(self) -> Decision:
         """Look at everything, decide, act, and plan the next look."""
+        self._is_asked = False
         if self._stale:
             self._take_members()
         self._looked_at = self._clock()

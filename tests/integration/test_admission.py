@@ -172,7 +172,7 @@ def test_call_of_the_low_tier_waits_until_there_is_room_and_says_so(engine, sque
     assert (low.returncode, out) == (0, "ran\n") and error.endswith("done\n")
     assert (record["id"], record["verdict"], record["flags"]) == (row["id"], "ok", ["waited"])
     assert record["waited"]["outcome"] == "room" and record["waited"]["level"] == "above"
-    assert 1 < record["waited"]["seconds"] < WAIT_S and record["start"] > row["start"] + 1
+    assert 0.05 < record["waited"]["seconds"] < WAIT_S and record["start"] > row["start"]
     assert "[agentrun] This call waited" in error and "others came first" in error, error
     assert [note["event"] for note in record["feedback"]] == ["waited"]
     assert left_behind() == []

@@ -138,6 +138,18 @@ def test_calls_that_share_a_limit_are_peeked_at_a_few_times_a_second(host):
     assert looks[-1] - looks[0] == pytest.approx(7 * 0.25, abs=0.3)
 
 
+def test_call_that_comes_when_a_peek_is_overdue_is_not_missed(host):
+    """agentrund was busy: the peek's time has passed, and it has not run yet."""
+    host.call("high", HIGH)
+    host.call("low", LOW)
+    host.loop.run(10)
+    host.loop.now += 0.3
+    third = host.call("third", LOW)
+    assert str(third) not in host.controller.memory.growth
+    host.loop.run(0.01)
+    assert str(third) in host.controller.memory.growth
+
+
 def test_low_is_frozen_noted_and_thawed_when_high_is_gone(host):
     high, low = contend(host)
     assert (freeze_of(high), freeze_of(low)) == ("0", "1")

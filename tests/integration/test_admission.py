@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -143,13 +143,12 @@ def start_waiting(engine: Engine, *command: str) -> subprocess.Popen[str]:
     raise AssertionError("no call waited")
 
 
-def record_after(began: float, tier: str) -> dict[str, Any]:
-    """The record of the latest call of a tier that started after `began`."""
+def record_that(is_it: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """The first record of which something holds, once it is there."""
 
     def found() -> dict[str, Any] | None:
         lines = RECORDS.read_text().splitlines() if RECORDS.exists() else []
-        rows = [record for record in map(json.loads, lines) if record["tier"] == tier]
-        return next((record for record in rows if record["end"] > began), None)
+        return next(filter(is_it, map(json.loads, lines)), None)
 
     record: dict[str, Any] = wait_for(found, "the record", SLOW_S)
     return record
@@ -161,14 +160,13 @@ def left_behind() -> list[Path]:
 
 
 def test_call_of_the_low_tier_waits_until_there_is_room_and_says_so(engine, squeeze):
-    began = time.time()
     low = start_waiting(engine, "sh", "-c", "echo ran; sleep 1; echo done >&2")
     row = waiting()[0]
     assert (row["tier"], row["command"]["name"]) == ("low", "echo")
     assert "left" in row["waiting"]["why"] and low.poll() is None
     squeeze.relax()
     out, error = low.communicate(timeout=SLOW_S)
-    record = record_after(began, "low")
+    record = record_that(lambda record: record["id"] == row["id"])
     assert (low.returncode, out) == (0, "ran\n") and error.endswith("done\n")
     assert (record["id"], record["verdict"], record["flags"]) == (row["id"], "ok", ["waited"])
     assert record["waited"]["outcome"] == "room" and record["waited"]["level"] == "above"
@@ -187,7 +185,7 @@ def test_call_of_a_strict_tier_is_refused(engine, squeeze):
     print(f"{engine.name}: exit {done.returncode}, {done.stdout!r}, {done.stderr!r}")
     assert done.returncode in (126, 128, 255)  # docker tells of a failed exec on stdout
     assert "agentrun: This call was refused and did not run" in done.stdout + done.stderr
-    record = record_after(began, "strict")
+    record = record_that(lambda record: record["verdict"] == "refused" and record["end"] > began)
     assert (record["verdict"], record["level"], record["waited"]["outcome"]) == (
         "refused",
         "above",

@@ -23,7 +23,7 @@ _RESTART_S = 0.2
 _REAP_S = 0.02
 _PATIENCE_S = 0.25  # a keeper answers in a hundredth of it; who has to wait for a text goes on after this
 _ANSWER_S = 2.0  # one that still has not answered has been killed by its alarm, or holds nothing
-_SILENCE_S = 4.0
+_SILENCE_S = 20.0  # a busy machine may keep it from its turn for seconds
 _BUFFER = 1 << 20
 
 Answer = Callable[[str | None], None]

@@ -245,7 +245,7 @@ def test_keeper_that_hangs_while_it_holds_nothing_is_found_and_replaced(node):
     wait_for(lambda: said().get("heard_s") is not None, "the keeper's first answer")
     assert said()["pid"] == pid
     os.kill(pid, signal.SIGSTOP)
-    wait_for(lambda: said().get("pid") not in (pid, None), "another keeper", timeout_s=25)
+    wait_for(lambda: said().get("pid") not in (pid, None), "another keeper", timeout_s=60)
     assert has_ended(pid)
     log = Path(node.paths.log).read_text()
     assert log.count("keeper did not answer") == 1

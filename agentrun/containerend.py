@@ -12,6 +12,7 @@ import os
 from typing import Any
 
 from agentrun import container
+from agentrun.processes import stat_of
 
 _PF_EXITING = 0x4  # include/linux/sched.h
 
@@ -29,9 +30,7 @@ def took_along(state: dict[str, Any], cgroup_root: str) -> bool:
 
 def is_ending(pid: int, ticks: int) -> bool:
     """Whether the process that started at `ticks` with this pid has ended, or is about to."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            fields = file.read().rpartition(")")[2].split()
-    except OSError:
+    fields = stat_of(pid)
+    if fields is None:
         return True
     return fields[0] in "ZX" or int(fields[19]) != ticks or bool(int(fields[6]) & _PF_EXITING)

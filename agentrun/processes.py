@@ -50,13 +50,19 @@ def read_pid(path: object) -> int | None:
     return int(text) if text and text.strip().isdigit() else None
 
 
-def parent_of(pid: int) -> int | None:
-    """A process's parent (field 4 of /proc/PID/stat); None when it is gone."""
+def stat_of(pid: int) -> list[str] | None:
+    """What /proc/PID/stat says after the name: field N of proc(5) is at N - 3. None when it is gone."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            return int(file.read().rpartition(")")[2].split()[1])
+            return file.read().rpartition(")")[2].split()
     except OSError:
         return None
+
+
+def parent_of(pid: int) -> int | None:
+    """A process's parent; None when it is gone."""
+    fields = stat_of(pid)
+    return None if fields is None else int(fields[1])
 
 
 def is_runtime(pid: int) -> bool:

@@ -134,9 +134,8 @@ class Calls:
             raise ValueError("no object")
         return state
 
-    def begin_waiting(self, state: dict[str, Any]) -> str:
-        """Show a call that waits before it starts; returns its file's name. Raises StateError."""
-        name = waiting_name(state["rank"], state["id"])
+    def begin_waiting(self, name: str, state: dict[str, Any]) -> None:
+        """Show a call that waits before it starts, in a file of its `waiting_name`. Raises StateError."""
         owner = posix.getpid()
         temporary = f".wait-{owner}"
         try:
@@ -146,7 +145,6 @@ class Calls:
             posix.rename(temporary, name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
         except OSError as error:
             raise StateError("show a waiting call in", self.where, error) from error
-        return name
 
     def waiting(self) -> list[dict[str, Any]]:
         """The states of calls that wait before they start; those whose runtime was killed are forgotten."""

@@ -97,7 +97,7 @@ def move(gate: Gate, found: Shortage | None, now: float) -> Gate:
     if not gate.is_closed:
         if found is None or now - gate.changed_at < OPEN_LEAST_S:
             return gate
-        return Gate(now, now, now, found.below, found.why)
+        return Gate(True, now, now, found.below, found.why)
     if found is not None:
         gate = replace(gate, short_at=now, below=_wider(gate.below, found.below), why=found.why)
     if now - gate.changed_at >= CLOSED_MOST_S or now - gate.short_at >= CLEAR_S:

@@ -107,16 +107,11 @@ class Held:
 class Gate:
     """Whether new calls wait before they start in a domain: those below a rank, or all (None)."""
 
-    closed_at: float | None = None
+    is_closed: bool = False
     changed_at: float = float("-inf")
     short_at: float = float("-inf")  # when there was a shortage last
     below: Rank | None = None
     why: str = ""
-
-    @property
-    def is_closed(self) -> bool:
-        """Whether anybody waits."""
-        return self.closed_at is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -176,7 +176,7 @@ def test_gates_change_nothing_of_what_happens_to_calls(story):
 
 
 def test_gate_of_a_domain_that_nobody_lives_in_opens():
-    closed = {"d": Gate(1.0, 1.0, 1.0, HIGH, "")}
+    closed = {"d": Gate(True, 1.0, 1.0, HIGH, "")}
     empty = Snapshot(1.2, admits=True)
     assert gates.judge(empty, {}, {}, closed)["d"].is_closed
     opened = gates.judge(replace(empty, now=2.0), {}, {}, closed)
@@ -195,7 +195,7 @@ def paths(tmp_path: Path) -> Paths:
     return Paths(str(tmp_path))
 
 
-CLOSED = {"/c/pod": Gate(1.0, 1.0, 1.0, HIGH, "why"), "/c/other": Gate(changed_at=1.0)}
+CLOSED = {"/c/pod": Gate(True, 1.0, 1.0, HIGH, "why"), "/c/other": Gate(changed_at=1.0)}
 
 
 def test_file_is_there_only_while_a_gate_is_closed_and_is_what_execs_read(paths):

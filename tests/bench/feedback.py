@@ -83,24 +83,10 @@ def compare(
 def engine_rows(engine: str, runtime: str, count: int) -> list[Comparison]:
     """OOM kills at a call's own limit, against commands that print a line and end."""
     kernel = Kernel()
-    create = [
-        "run",
-        "-d",
-        "--rm",
-        "--name",
-        "b-told",
-        "--runtime",
-        runtime,
-        "-m",
-        "300m",
-        IMAGE,
-        "sleep",
-        "1000000",
-    ]
-    where = [engine, "--runtime", runtime] if engine == "podman" else [engine]
-    if engine == "podman":
-        create = [part for part in create if part not in ("--runtime", runtime)]
-    subprocess.run([*where, *create], check=True, stdout=subprocess.DEVNULL)
+    place = ["--runtime", runtime]
+    begin = [engine, *place, "run"] if engine == "podman" else [engine, "run", *place]
+    create = [*begin, "-d", "--rm", "--name", "b-told", "-m", "300m", IMAGE, "sleep", "1000000"]
+    subprocess.run(create, check=True, stdout=subprocess.DEVNULL)
 
     def run(prefix: bytes, *command: str) -> tuple[float, float, bytes]:
         process = subprocess.Popen([engine, "exec", *command], stderr=subprocess.PIPE)

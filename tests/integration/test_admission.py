@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine import IMAGE, Engine, configure, start_call
-from runtimes import LOG, RECORDS, run, wait_for
+from engine import IMAGE, Engine, start_call
+from podslice import SLICE, pod_slice
+from runtimes import RECORDS, run, wait_for
 
 from agentrun.client import Client
 
-TREE = Path(__file__).parents[2]
 POLICY = Path("/etc/agentrun/policy.d/10-admission.yaml")
-SLICE = Path("/run/systemd/system/agentruntest.slice")
 GATE = Path("/run/agentrun/gate")
 SLOW_S = 150  # of an emulated machine that is busy
 WAIT_S = 20
@@ -54,18 +53,9 @@ while not os.path.exists("/tmp/stop"):
 @pytest.fixture(scope="module", autouse=True)
 def prepared(host) -> Iterator[None]:
     """The policy, agentrund, and a slice of 600 MB as a pod has one."""
-    configure(TREE)
-    POLICY.parent.mkdir(parents=True, exist_ok=True)
-    POLICY.write_text(TEXT)
-    SLICE.write_text("[Slice]\nMemoryMax=600M\nMemorySwapMax=0\n")
-    run("systemctl", "daemon-reload")
-    run("systemctl", "start", "agentrund")
-    yield
-    POLICY.unlink()
-    run("systemctl", "stop", "agentrund", "agentruntest.slice", check=False)
-    SLICE.unlink()
-    run("systemctl", "daemon-reload")
-    assert not LOG.exists(), LOG.read_text()
+    with pod_slice(POLICY, TEXT):
+        run("systemctl", "start", "agentrund")
+        yield
 
 
 @pytest.fixture(scope="module", params=[("docker", "crun"), ("podman", "crun")], ids="-".join)

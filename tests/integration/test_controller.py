@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine import IMAGE, Engine, configure, start_call
-from runtimes import CGROUP, LOG, RECORDS, run, wait_for
+from engine import IMAGE, Engine, start_call
+from podslice import LIMIT, SLICE, pod_slice
+from runtimes import CGROUP, RECORDS, run, wait_for
 
-TREE = Path(__file__).parents[2]
 POLICY = Path("/etc/agentrun/policy.d/10-controller.yaml")
-SLICE = Path("/run/systemd/system/agentruntest.slice")
-LIMIT = "600M"
 SLOW_S = 150  # of an emulated machine that is busy
 # Takes MEGABYTES in steps of 2 with a pause, and holds them a while.
 HOG = """
@@ -43,17 +41,8 @@ agent:
 @pytest.fixture(scope="module", autouse=True)
 def prepared(host) -> Iterator[None]:
     """The policy, and a slice of 600 MB as a pod has one."""
-    configure(TREE)
-    POLICY.parent.mkdir(parents=True, exist_ok=True)
-    POLICY.write_text(TEXT)
-    SLICE.write_text(f"[Slice]\nMemoryMax={LIMIT}\nMemorySwapMax=0\n")
-    run("systemctl", "daemon-reload")
-    yield
-    POLICY.unlink()
-    run("systemctl", "stop", "agentrund", "agentruntest.slice", check=False)
-    SLICE.unlink()
-    run("systemctl", "daemon-reload")
-    assert not LOG.exists(), LOG.read_text()
+    with pod_slice(POLICY, TEXT):
+        yield
 
 
 @pytest.fixture

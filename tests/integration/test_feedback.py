@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from engine import IMAGE, Engine
 from runtimes import run, wait_for
-from watched import HOG, call, raw_records, start
+from watched import box, call, hog, policy, raw_records, start
 from watched import daemon as daemon
 from watched import engine as engine
 
 POLICY = Path("/etc/agentrun/policy.d/50-feedback.yaml")
-OVER = tuple(part.format(200) for part in HOG)
+OVER = hog(200)
 SLOW_DEATH = ("sh", "-c", 'echo out; echo err >&2; sleep 1; exec "$@"', "sh")
 
 
@@ -50,8 +50,7 @@ def test_own_memory_limit_is_told(engine):
 
 
 def test_container_limit_is_told_as_the_containers(engine):
-    over = tuple(part.format(400) for part in HOG)
-    done, record = call(engine, *over)
+    done, record = call(engine, *hog(400))
     (note,) = record["feedback"]
     assert record["level"] == "session" and "the container reached its memory limit" in note["text"]
     assert "AGENTRUN_INTENT" not in note["text"]  # asking for more would not help
@@ -80,18 +79,14 @@ def test_terminal_stays_as_it_is(engine):
 
 
 def test_soft_limit_and_templates_and_switches_of_a_policy():
-    POLICY.parent.mkdir(parents=True, exist_ok=True)
-    POLICY.write_text(
+    text = (
         "version: 1\ndefault-class: talk\nclasses:\n"
         "  talk: {time: {soft: 1s, hard: 1m}}\n"
         "  still: {time: {soft: 1s, hard: 3s}, feedback: quiet}\n"
         "  mute: {time: {soft: 1s, hard: 3s}, feedback: off}\n"
         "feedback: {timed-out: 'Over at {seconds} seconds: {advice}'}\n"
     )
-    engine = Engine("docker", "crun")
-    run("agentrunctl", "policy", "compile")
-    engine.create("box", engine.wrapped, IMAGE, "sleep", "1000000")
-    try:
+    with policy(POLICY, text), box("docker", "crun") as engine:
         done, record = call(engine, "sleep", "4")
         assert "has been running for 1s" in done.stderr and done.returncode == 0
         assert (record["slow"], [n["event"] for n in record["feedback"]]) == (1, ["slow"])
@@ -100,10 +95,6 @@ def test_soft_limit_and_templates_and_switches_of_a_policy():
         assert [n["event"] for n in record["feedback"]] == ["timed-out"]
         done, record = call(engine, "sleep", "9", intent="class=mute")
         assert (done.stderr, record["verdict"], record["feedback"]) == ("", "timed-out", None)
-    finally:
-        engine.rm("box")
-        POLICY.unlink()
-        run("agentrunctl", "policy", "compile")
 
 
 THRASH = ("python3", "-c", "x = bytearray(150 << 20); print(len(x))")
@@ -111,16 +102,12 @@ THRASH = ("python3", "-c", "x = bytearray(150 << 20); print(len(x))")
 
 def test_call_that_only_waits_for_memory_is_told_or_killed_as_the_policy_says():
     """Far above memory.high and without swap, the kernel makes every allocation wait."""
-    POLICY.parent.mkdir(parents=True, exist_ok=True)
-    POLICY.write_text(
+    text = (
         "version: 1\ndefault-class: told\nclasses:\n"
         "  told: {memory: {max: 250M, high: 40M}}\n"
         "  killed: {memory: {max: 250M, high: 40M}, stall: {share: 50%, time: 4s, action: kill}}\n"
     )
-    engine = Engine("docker", "crun")
-    run("agentrunctl", "policy", "compile")
-    engine.create("box", engine.wrapped, "-m", "300m", IMAGE, "sleep", "1000000")
-    try:
+    with policy(POLICY, text), box("docker", "crun") as engine:
         done, record = call(engine, *THRASH, intent="class=killed,time=2m")
         assert (done.returncode, record["verdict"], record["level"]) == (137, "stalled", "call")
         assert "All processes of this call waited for memory" in done.stderr
@@ -129,10 +116,6 @@ def test_call_that_only_waits_for_memory_is_told_or_killed_as_the_policy_says():
         assert record["pressure"]["memory"]["full"] > 1_000_000
         assert "throttled" in [note["event"] for note in record["feedback"]]
         assert "slowed down by its memory limit at 40M" in done.stderr
-    finally:
-        engine.rm("box")
-        POLICY.unlink()
-        run("agentrunctl", "policy", "compile")
 
 
 def keeper() -> int:

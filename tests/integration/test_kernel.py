@@ -15,7 +15,7 @@ import pytest
 from engine import IMAGE, Engine
 from runtimes import CGROUP, require, run, wait_for
 from test_bpf import missing as bpf_missing
-from watched import HOG, call, raw_records
+from watched import box, call, hog, raw_records
 from watched import daemon as daemon
 
 from agentrun import daemonstatus
@@ -53,15 +53,8 @@ def events(daemon) -> Iterator[None]:
 
 @pytest.fixture(params=CASES, ids="-".join)
 def engine(request) -> Iterator[Engine]:
-    made = Engine(*request.param)
-    parent = ("--cgroup-parent", SLICE.name)
-    made.create("box", made.wrapped, "-m", "300m", *parent, IMAGE, "sleep", "1000000")
-    yield made
-    made.rm("box")
-
-
-def hog(size: int) -> tuple[str, ...]:
-    return (*HOG[:-1], HOG[-1].format(size))
+    with box(*request.param, "--cgroup-parent", SLICE.name) as made:
+        yield made
 
 
 def main_pid() -> int:
@@ -86,7 +79,7 @@ def test_kill_names_its_victim_and_the_limit_at_every_level(events, engine):
     assert record["oom"]["process"] == "python3" and 32 << 20 < record["oom"]["memory"] < 128 << 20
 
     # A child dies for the container's limit; the call itself ends well, and is judged by the kill.
-    _, record = call(engine, "sh", "-c", f"{HOG[0]} -c 'x = bytearray(400 << 20)'; exit 0")
+    _, record = call(engine, "sh", "-c", "python3 -c 'x = bytearray(400 << 20)'; exit 0")
     assert (record["verdict"], record["level"]) == ("oom-killed", "session")
     assert record["oom"]["limit"] in (str(own), str(own.parent)), (record["oom"], str(own))
 

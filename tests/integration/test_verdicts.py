@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from engine import IMAGE, Engine
 from runtimes import run, wait_for
-from watched import call, raw_records
+from watched import box, call, hog, policy, raw_records
 from watched import daemon as daemon
 
 BOTH = [("docker", "crun"), ("podman", "runc")]
@@ -36,21 +36,15 @@ classes:
 @pytest.fixture(scope="module", autouse=True)
 def classes(daemon) -> Iterator[None]:
     """Classes for what an intent cannot ask for."""
-    POLICY.parent.mkdir(parents=True, exist_ok=True)
-    POLICY.write_text(CLASSES)
-    run("agentrunctl", "policy", "compile")
-    yield
-    POLICY.unlink()
-    run("agentrunctl", "policy", "compile")
+    with policy(POLICY, CLASSES):
+        yield
 
 
 @pytest.fixture(scope="module", params=BOTH, ids="-".join)
 def engine(request) -> Iterator[Engine]:
-    """An engine with a container of 300 MB."""
-    made = Engine(*request.param)
-    made.create("box", made.wrapped, "-m", "300m", IMAGE, "sleep", "1000000")
-    yield made
-    made.rm("box")
+    """Both engines, both backends."""
+    with box(*request.param) as made:
+        yield made
 
 
 @dataclass(frozen=True)
@@ -69,8 +63,8 @@ def sh(script: str, *end: Any, **more: Any) -> Case:
     return Case(("sh", "-c", script), *end, **more)
 
 
-def hog(mib: int, *end: Any, **more: Any) -> Case:
-    return Case(("python3", "-c", f"x = bytearray({mib} << 20)"), *end, **more)
+def takes(mib: int, *end: Any, **more: Any) -> Case:
+    return Case(hog(mib), *end, **more)
 
 
 def has(*flags: str) -> frozenset[str]:
@@ -87,17 +81,17 @@ CASES_OF = {
     "not killed: exit code 143": sh("exit 143", "failed", 143),
     "not killed: its child was, by SIGKILL": sh("sh -c 'kill -9 $$'; exit 0", "ok"),
     "crashed": sh("kill -SEGV $$", "killed", 139),
-    "OOM at its own limit": hog(200, "oom-killed", 137, "call", intent="memory=64m"),
-    "no OOM: just inside its limit": hog(20, "ok", intent="memory=64m"),
+    "OOM at its own limit": takes(200, "oom-killed", 137, "call", intent="memory=64m"),
+    "no OOM: just inside its limit": takes(20, "ok", intent="memory=64m"),
     "no OOM: failed allocation": Case(
         ("python3", "-c", "import resource as r; r.setrlimit(r.RLIMIT_AS, (1 << 28,) * 2); bytearray(1<<29)"),
         "failed", 1, intent="memory=64m",
     ),
-    "OOM at the container's limit": hog(400, "oom-killed", 137, "session"),
+    "OOM at the container's limit": takes(400, "oom-killed", 137, "session"),
     "OOM of a child, and the shell goes on": sh(
         'python3 -c "x = bytearray(400 << 20)"; exit 0', "oom-killed", 137, "session"
     ),
-    "no OOM: just inside the container's limit": hog(150, "ok"),
+    "no OOM: just inside the container's limit": takes(150, "ok"),
     "timed out": Case(("sleep", "100"), "timed-out", 137, "call", intent="time=2s"),
     "not timed out: in time": Case(("sleep", "0.1"), "ok", intent="time=60s"),
     "not timed out: its own timeout": Case(
@@ -105,11 +99,11 @@ CASES_OF = {
     ),
     "slow": Case(("sleep", "9"), "ok", flags=has("slow"), intent="class=timed"),
     "not slow": Case(("sleep", "0.1"), "ok", intent="class=timed"),
-    "slowed by memory.high": hog(
+    "slowed by memory.high": takes(
         150, "timed-out", 137, "call", has("memory-throttled"), intent="class=squeezed"
     ),
-    "not slowed: below memory.high": hog(5, "ok", intent="class=squeezed"),
-    "stalled": hog(150, "stalled", 137, "call", has("memory-throttled", "stalled"), intent="class=watched"),
+    "not slowed: below memory.high": takes(5, "ok", intent="class=squeezed"),
+    "stalled": takes(150, "stalled", 137, "call", has("memory-throttled", "stalled"), intent="class=watched"),
     "not stalled: idle": Case(("sleep", "6"), "ok", intent="class=watched"),
     "slowed by its CPU limit": Case(
         ("python3", "-c", BUSY.format(1)), "ok", flags=has("cpu-throttled"), intent="cpu=0.25"
@@ -169,11 +163,11 @@ def either(request) -> Engine:
 
 
 def test_call_beside_one_that_is_oom_killed_is_not(either):
-    with container(either, "-m", "200m") as box:
-        beside = sleep_in(either, box)
-        either("exec", "one", "python3", "-c", "x = bytearray(400 << 20)", check=False)
+    with container(either, "-m", "200m") as made:
+        beside = sleep_in(either, made)
+        either("exec", "one", *hog(400), check=False)
         assert beside.wait(timeout=60) == 0
-        kept, killed = records_of(box, 2)
+        kept, killed = records_of(made, 2)
         assert (killed["verdict"], killed["level"]) == ("oom-killed", "session")
         assert (kept["verdict"], kept["level"], kept["feedback"]) == ("ok", None, None)
 
@@ -188,12 +182,12 @@ HOW_IT_ENDS = {
 @pytest.mark.parametrize("how", HOW_IT_ENDS)
 def test_call_is_killed_with_its_container(either, how):
     """By its engine, which is no OOM and nobody's kill of that call; one that ended before is as it was."""
-    with container(either) as box:
+    with container(either) as made:
         either("exec", "one", "sh", "-c", "kill -9 $$", check=False)
-        running = sleep_in(either, box)
+        running = sleep_in(either, made)
         either(*HOW_IT_ENDS[how])
         assert running.wait(timeout=60) != 0
-        before, with_it = records_of(box, 2)
+        before, with_it = records_of(made, 2)
         assert (with_it["verdict"], with_it["level"]) == ("killed", "engine"), with_it
         assert (before["verdict"], before["level"]) == ("killed", None)
 
@@ -203,12 +197,12 @@ SLICE = "verdicts.slice"
 
 def test_oom_at_a_limit_above_the_container(either):
     """And in the same container a call that meets its own limit first."""
-    with container(either, "--cgroup-parent", SLICE) as box:
+    with container(either, "--cgroup-parent", SLICE) as made:
         run("systemctl", "set-property", "--runtime", SLICE, "MemoryMax=200M")
-        either("exec", "one", "python3", "-c", "x = bytearray(400 << 20)", check=False)
-        hog = "exec python3 -c 'x = bytearray(150 << 20)'"
-        either("exec", "-e", "AGENTRUN_INTENT=memory=64m", "one", "sh", "-c", hog, check=False)
-        above, own = records_of(box, 2)
+        either("exec", "one", *hog(400), check=False)
+        script = "exec python3 -c 'x = bytearray(150 << 20)'"
+        either("exec", "-e", "AGENTRUN_INTENT=memory=64m", "one", "sh", "-c", script, check=False)
+        above, own = records_of(made, 2)
         assert (above["verdict"], above["level"], above["exit_code"]) == ("oom-killed", "above", 137)
         assert (own["verdict"], own["level"]) == ("oom-killed", "call")
 
@@ -228,12 +222,12 @@ def full_machine(spare_mib: int) -> Iterator[None]:
 
 def test_oom_of_the_whole_machine(either):
     """The kernel's own choice among all processes, made easy; what dies by itself meanwhile is no OOM."""
-    with container(either) as box:
+    with container(either) as made:
         script = "echo 1000 >/proc/self/oom_score_adj; exec python3 -c 'x = bytearray(2000 << 20)'"
         with full_machine(spare_mib=800):
             either("exec", "one", "sh", "-c", script, check=False)
             either("exec", "one", "bash", "-c", "kill -9 $$", check=False)
         assert either("exec", "one", "echo", "alive").stdout == "alive\n"
-        machine, itself = records_of(box, 3)[:2]
+        machine, itself = records_of(made, 3)[:2]
         assert (machine["verdict"], machine["level"]) == ("oom-killed", "host"), machine
         assert (itself["verdict"], itself["level"]) == ("killed", None)

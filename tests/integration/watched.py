@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 from collections.abc import Iterator
@@ -13,13 +14,13 @@ from engine import IMAGE, Engine, configure
 from runtimes import LOG, RECORDS, run, wait_for
 
 CASES = [("docker", "runc"), ("docker", "crun"), ("podman", "runc"), ("podman", "crun")]
-HOG = ("python3", "-c", "x = bytearray({} << 20)")
+TREE = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def daemon(host) -> Iterator[None]:
     """agentrund, as systemd starts it."""
-    configure(Path(__file__).parents[2])
+    configure(TREE)
     run("systemctl", "daemon-reload")
     run("systemctl", "start", "agentrund")
     yield
@@ -27,13 +28,40 @@ def daemon(host) -> Iterator[None]:
     assert not LOG.exists(), LOG.read_text()
 
 
+@contextlib.contextmanager
+def box(name: str, backend: str, *options: str) -> Iterator[Engine]:
+    """An engine with a container of 300 MB that is called box."""
+    made = Engine(name, backend)
+    made.create("box", made.wrapped, "-m", "300m", *options, IMAGE, "sleep", "1000000")
+    try:
+        yield made
+    finally:
+        made.rm("box")
+
+
 @pytest.fixture(scope="module", params=CASES, ids="-".join)
 def engine(request) -> Iterator[Engine]:
-    """An engine with a container of 300 MB."""
-    made = Engine(*request.param)
-    made.create("box", made.wrapped, "-m", "300m", IMAGE, "sleep", "1000000")
-    yield made
-    made.rm("box")
+    """Each engine on each backend."""
+    with box(*request.param) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def policy(path: Path, text: str) -> Iterator[None]:
+    """A policy file that is in force."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    run("agentrunctl", "policy", "compile")
+    try:
+        yield
+    finally:
+        path.unlink()
+        run("agentrunctl", "policy", "compile")
+
+
+def hog(mib: int) -> tuple[str, ...]:
+    """A command that takes so much memory."""
+    return "python3", "-c", f"x = bytearray({mib} << 20)"
 
 
 def raw_records() -> list[dict[str, Any]]:

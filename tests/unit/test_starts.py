@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +10,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hosts import host_with
 from kinds import MIB, row, samples
 
-from agentrun import config, ingest, journal, learning, release
+from agentrun import ingest, journal, learning, release
 from agentrun.cgroup import Cgroup
 from agentrun.intent import Intent, parse
 from agentrun.live import Call
@@ -27,13 +27,7 @@ KNOWN = {usage.kind: usage for usage in learning.usages(samples(*[row()] * 20))}
 
 @pytest.fixture
 def host(tmp_path) -> Paths:
-    for folder in ("var/log", "run", "etc/agentrun/policy.d"):
-        (tmp_path / folder).mkdir(parents=True)
-    paths = Paths(str(tmp_path))
-    os.makedirs(paths.state, 0o700)
-    Path(paths.policy, "10.yaml").write_text(POLICY)
-    config.load(paths)
-    return paths
+    return host_with(tmp_path, POLICY)
 
 
 def part_of(paths: Paths) -> Starts:
@@ -116,7 +110,7 @@ def test_what_is_known_comes_from_the_store(host, count, expected):
 
 def test_store_is_not_read_where_no_class_wants_it(host):
     fill(host, learning.LEAST_CALLS)
-    Path(host.policy, "10.yaml").write_text("version: 1\nclasses: {standard: {}}\n")
+    Path(host.policy, "10-test.yaml").write_text("version: 1\nclasses: {standard: {}}\n")
     part = part_of(host)
     part.refresh()
     assert part.known == {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,12 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import CliRunner
+from hosts import host_with
 from hypothesis import given
 from hypothesis import strategies as st
 from kinds import MIB, row, samples
 
-from agentrun import config, journal, policyfile, suggest
+from agentrun import journal, policyfile, suggest
 from agentrun.command import unwrap
 from agentrun.ctl import cli
 from agentrun.learning import LEAST_CALLS, usages
@@ -229,13 +229,7 @@ def host(tmp_path, monkeypatch) -> Paths:
     monkeypatch.setattr(
         "agentrun.paths.getenv", lambda name: str(tmp_path) if name == "AGENTRUN_ROOT" else ""
     )
-    for folder in ("var/log", "run", "etc/agentrun/policy.d"):
-        (tmp_path / folder).mkdir(parents=True)
-    paths = Paths(str(tmp_path))
-    os.makedirs(paths.state, 0o700)
-    Path(paths.policy, "10-test.yaml").write_text(TEXT)
-    config.load(paths)
-    return paths
+    return host_with(tmp_path, TEXT)
 
 
 def record(number: int) -> str:

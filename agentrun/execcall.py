@@ -252,6 +252,8 @@ def _care(config: Config, decision: Decision) -> dict[str, Any]:
         care["stall"] = plan.stall
         if plan.learned:
             care["learned"] = True
+        if not plan.boost:
+            care["boost"] = False
     return care
 
 

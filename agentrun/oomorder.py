@@ -9,7 +9,9 @@ nsexec.c), before it writes the pid file; hence this moment.
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from agentrun import container
@@ -28,13 +30,50 @@ def raised(own: int, base: int, plus: int) -> int | None:
     return wanted if own < wanted else None
 
 
-def read(pid: int) -> int | None:
-    """A process's oom_score_adj, None when it is gone."""
+def read(process: int) -> int | None:
+    """The oom_score_adj of the process whose directory in /proc is open; None when it is gone."""
+    text = _read(process, "oom_score_adj")
+    return None if text is None else int(text)
+
+
+def raise_process(pid: int, cgroup: str, base: int, plus: int) -> bool:
+    """Raise a process where it needs it and is in a cgroup (as /proc/PID/cgroup says); whether it did."""
     try:
-        with open(f"/proc/{pid}/oom_score_adj", encoding="ascii") as file:
-            return int(file.read())
+        with directory_of(pid) as process:
+            own = read(process)
+            wanted = None if own is None else raised(own, base, plus)
+            if wanted is None or f"0::{cgroup}" not in (_read(process, "cgroup") or "").splitlines():
+                return False
+            return _write(process, "oom_score_adj", str(wanted))
+    except OSError:
+        return False  # it is gone
+
+
+@contextlib.contextmanager
+def directory_of(pid: int) -> Iterator[int]:
+    """A process's directory in /proc; once open, it stays that of the same one. Raises OSError."""
+    process = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield process
+    finally:
+        os.close(process)
+
+
+def _read(process: int, name: str) -> str | None:
+    try:
+        with open(os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=process), errors="replace") as file:
+            return file.read()
     except OSError:
         return None
+
+
+def _write(process: int, name: str, text: str) -> bool:
+    try:
+        with open(os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=process), "w", encoding="ascii") as file:
+            file.write(text)
+    except OSError:
+        return False
+    return True
 
 
 class OomOrder(Part):
@@ -50,31 +89,19 @@ class OomOrder(Part):
         base = self._base(call) if plus else None
         if not plus or base is None:
             return
+        own = call.cgroup.path[len(self.daemon.paths.cgroup_root) :]
         for _ in range(_PASSES):
-            if sum(raise_process(pid, base, int(plus)) for pid in call.cgroup.pids()) == 0:
+            if sum(raise_process(pid, own, base, int(plus)) for pid in call.cgroup.pids()) == 0:
                 return
 
     def _base(self, call: Call) -> int | None:
         """The value of the container's first process; None when it is gone."""
         root, name, kind = (str(call.state.get(key) or "") for key in ("root", "container", "backend"))
         found = container.find(name, root, [kind], self.daemon.paths.cgroup_root)
-        return None if found is None else read(found.pid)
-
-
-def raise_process(pid: int, base: int, plus: int) -> bool:
-    """Raise one process where it needs it; whether it did."""
-    own = read(pid)
-    wanted = None if own is None else raised(own, base, plus)
-    if wanted is None:
-        return False
-    try:
-        fd = os.open(f"/proc/{pid}/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
-    except OSError:
-        return False  # it is gone
-    try:
-        os.write(fd, b"%d" % wanted)
-    except OSError:
-        return False
-    finally:
-        os.close(fd)
-    return True
+        if found is None:
+            return None
+        try:
+            with directory_of(found.pid) as process:
+                return read(process) if found.is_running() else None
+        except OSError:
+            return None

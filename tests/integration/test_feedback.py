@@ -73,7 +73,7 @@ def test_nothing_is_told_where_nothing_happened(engine, name):
 
 
 def test_terminal_stays_as_it_is(engine):
-    options = ("-t", "-e", "AGENTRUN_INTENT=time=3s")
+    options = ("-t", "-e", "AGENTRUN_INTENT=time=8s")
     done = engine("exec", *options, "box", "sh", "-c", "echo on; sleep 100", check=False)
     assert done.returncode == 137 and "agentrun" not in done.stdout + done.stderr
 
@@ -82,18 +82,18 @@ def test_soft_limit_and_templates_and_switches_of_a_policy():
     text = (
         "version: 1\ndefault-class: talk\nclasses:\n"
         "  talk: {time: {soft: 1s, hard: 1m}}\n"
-        "  still: {time: {soft: 1s, hard: 3s}, feedback: quiet}\n"
-        "  mute: {time: {soft: 1s, hard: 3s}, feedback: off}\n"
+        "  still: {time: {soft: 1s, hard: 8s}, feedback: quiet}\n"
+        "  mute: {time: {soft: 1s, hard: 8s}, feedback: off}\n"
         "feedback: {timed-out: 'Over at {seconds} seconds: {advice}'}\n"
     )
     with policy(POLICY, text), box("docker", "crun") as engine:
         done, record = call(engine, "sleep", "4")
         assert "has been running for 1s" in done.stderr and done.returncode == 0
         assert (record["slow"], [n["event"] for n in record["feedback"]]) == (1, ["slow"])
-        done, record = call(engine, "sleep", "9", intent="class=still")
-        assert lines_of(done.stderr)[0].startswith("[agentrun] Over at 3")
+        done, record = call(engine, "sleep", "60", intent="class=still")
+        assert lines_of(done.stderr)[0].startswith("[agentrun] Over at 8")
         assert [n["event"] for n in record["feedback"]] == ["timed-out"]
-        done, record = call(engine, "sleep", "9", intent="class=mute")
+        done, record = call(engine, "sleep", "60", intent="class=mute")
         assert (done.stderr, record["verdict"], record["feedback"]) == ("", "timed-out", None)
 
 

@@ -46,7 +46,7 @@ class Booster:
         found: dict[str, list[Member]] = {}
         for key in populated:
             member = self._reader.members.get(key)
-            if member is not None:
+            if member is not None and not (self._boosts.get(key) and _is_over(member)):
                 found.setdefault(key.rpartition("/")[0], []).append(member)
         return {
             parent: members
@@ -81,6 +81,11 @@ class Booster:
         if before is None or not 0 < now - before[0] < _RECENT_S:
             return average >= boosts.CONTENDED
         return (total - before[1]) / 1e6 / (now - before[0]) * 100 >= boosts.CONTENDED
+
+
+def _is_over(member: Member) -> bool:
+    """Whether nothing of a call lives any more; its record may take a while yet."""
+    return member.files.pairs("cgroup.events").get(b"populated") != 1
 
 
 def _waited(files: Files) -> tuple[float, int] | None:

@@ -317,6 +317,15 @@ def test_boost_ends_with_its_time_and_nobody_looks_any_more(host, monkeypatch):
     assert len(host.loop.planned) == 1  # the peek at memory
 
 
+def test_boost_of_a_call_that_has_ended_needs_no_end(host):
+    """Its record may wait for its exit status."""
+    _, quick = boost(host)
+    burn(quick, 5)
+    host.set(quick, 0, populated=0)
+    host.loop.run(1)
+    assert notes_of(host, "call-1") == [("boost", 400)]
+
+
 def test_what_somebody_else_made_of_the_weight_stays(host):
     _, quick = boost(host)
     (quick / "cpu.weight").write_text("1\n")  # its first process ended, and the rest was demoted

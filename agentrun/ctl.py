@@ -24,6 +24,7 @@ from agentrun.policyctl import policy
 from agentrun.release import release_all
 from agentrun.replay.cli import replay
 from agentrun.terminal import format_size, plain
+from agentrun.trace.cli import trace
 from agentrun.units import parse_duration
 
 _FOLLOW_S = 0.5
@@ -39,6 +40,7 @@ def cli() -> None:
 cli.add_command(policy)
 cli.add_command(bpf)
 cli.add_command(replay)
+cli.add_command(trace)
 
 
 _LEVELS = {

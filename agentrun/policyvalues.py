@@ -109,7 +109,8 @@ class Count:
         return f"whole number, {self.low} to {self.high}"
 
     def read(self, node: yaml.Node, path: str, reading: Reading) -> Any:
-        number = parse_count(scalar(node) or "")
+        text = scalar(node) or ""
+        number = 0 if text == "0" else parse_count(text)
         if number is None or not self.low <= number <= self.high:
             reading.expected(node, path, f"a {self.label}")
             return None
@@ -257,7 +258,7 @@ class Command:
     label: str = "words of a command, with `*` and `?`"
 
     def read(self, node: yaml.Node, path: str, reading: Reading) -> Any:
-        words = [word.text for word in first_command(scalar(node) or "")[0]]
+        words = first_command(scalar(node) or "")[0]
         if not words:
             reading.expected(node, path, "a command such as 'pytest' or 'npm install'")
             return None

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from engine import IMAGE, Engine
 from runtimes import LOG, RECORDS, run, wait_for
-from watched import call, raw_records, start
+from watched import call, policy, raw_records, start
 from watched import daemon as daemon
 from watched import engine as engine
 
@@ -35,6 +35,41 @@ def test_operator_kills_one_call_and_the_agent_lives(engine):
     assert other.wait(timeout=60) == 0
 
 
+LARGE_AGENT = ("python3", "-c", "x = bytearray(180 << 20); import time; time.sleep(1000000)")
+GREEDY = ("python3", "-c", "import time; time.sleep(2)\nx = bytearray(150 << 20)")
+
+
+def over_the_top(name: str, backend: str) -> tuple[int, bool, dict[str, Any]]:
+    """A container of 300 MB whose agent is larger than the call that goes over that: exit code, whether the
+    agent lives, and the record."""
+    engine = Engine(name, backend)
+    limit = ("-m", "300m", "--memory-swap", "300m")
+    engine.create("box", engine.wrapped, *limit, IMAGE, *LARGE_AGENT)
+    try:
+        done, record = call(engine, *GREEDY)
+        alive = engine("inspect", "-f", "{{.State.Running}}", "box").stdout.strip() == "true"
+        return done.returncode, alive, record
+    finally:
+        engine.rm("box")
+
+
+@pytest.mark.parametrize("case", [("docker", "runc"), ("podman", "crun")], ids="-".join)
+def test_kernel_picks_a_call_before_an_agent_that_is_larger(case):
+    code, alive, record = over_the_top(*case)
+    assert (code, alive, record["verdict"], record["level"]) == (137, True, "oom-killed", "session"), record
+
+
+def test_kernels_own_order_where_the_policy_says_so():
+    """The control: with 0 it is the agent that dies."""
+    text = (
+        "version: 1\ntiers: {plain: {oom-score-adj: 0}}\n"
+        "sessions: [{name: all, match: {engine: docker}, tier: plain}]\n"
+    )
+    with policy(Path("/etc/agentrun/policy.d/50-test.yaml"), text):
+        _, alive, _ = over_the_top("docker", "runc")
+    assert not alive
+
+
 TREES = {
     "ignores signals": "trap '' TERM INT HUP; while :; do sleep 1; done",
     "double fork": "(setsid sh -c 'sleep 1000 &' &); sleep 1000",
@@ -48,7 +83,7 @@ def test_hard_limit_ends_every_kind_of_tree(name):
     engine = Engine("docker", "crun")
     engine.create("box", engine.wrapped, "-m", "300m", IMAGE, "sleep", "1000000")
     try:
-        done, record = call(engine, "sh", "-c", TREES[name], intent="time=4s,pids=60")
+        done, record = call(engine, "sh", "-c", TREES[name], intent="time=8s,pids=60")
         assert (done.returncode, record["verdict"]) == (137, "timed-out")
         assert engine("exec", "box", "echo", "alive").stdout == "alive\n"
     finally:

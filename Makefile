@@ -13,7 +13,7 @@ VENV ?= .venv
 VENV_STAMP := $(VENV)/.installed
 VM := tests/vm/vm
 
-.PHONY: help install uninstall bpf demo test lint native-test vm-test scx-test admission-test replay-test bench bench-isolation bench-scx clean
+.PHONY: help install uninstall bpf demo test lint native-test vm-test scx-test admission-test replay-test trace-test bench bench-isolation bench-scx clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -68,6 +68,9 @@ admission-test: bpf ## calls that wait before they start, in the test VM (its ti
 
 replay-test: ## `agentrunctl replay` with real containers, in the test VM (ten minutes; not part of `make test`)
 	tests/run-vm tests/integration/test_replay.py
+
+trace-test: bpf ## `agentrunctl trace` with bcc, in the test VM (minutes; not part of `make test`)
+	tests/run-vm tests/integration/test_trace.py
 
 bench: $(VENV_STAMP) ## bare runtimes against agentrun; rewrites the table in docs/benchmarks.md
 	$(VENV)/bin/python tests/bench/bench.py

@@ -7,6 +7,7 @@
     ├── StoreError     the SQLite store of finished calls
     ├── CgroupError    a cgroup file or directory
     ├── BpfError       a BPF object, program, map, link or pin
+    ├── NetError       an interface, a qdisc or a filter
     ├── RefusedError   a call that the policy does not let start now
     └── HandoffError   no backend to hand off to
 
@@ -65,6 +66,10 @@ class RefusedError(AgentrunError):
 
 class BpfError(AgentrunError):
     """A BPF object cannot be loaded, attached or used; the text says what, where and why."""
+
+
+class NetError(AgentrunError):
+    """The host's network cannot be looked at or changed; the text says what, where and why."""
 
 
 class SystemCallError(AgentrunError):

@@ -29,7 +29,8 @@ bpf: ## build the BPF objects (clang); `make install` takes along what was built
 uninstall: ## remove what install put there; configuration and records stay
 	rm -f $(addprefix $(DESTDIR)$(BINDIR)/,agentrun agentrun-runc agentrun-crun agentrunctl)
 	rm -f $(DESTDIR)$(SBINDIR)/agentrund
-	rm -f $(addprefix $(DESTDIR)$(UNITDIR)/,agentrund.service agentrun-bpf.service agentrun-scx.service)
+	rm -f $(addprefix $(DESTDIR)$(UNITDIR)/,agentrund.service agentrun-bpf.service agentrun-net.service \
+		agentrun-scx.service)
 	rm -rf $(DESTDIR)$(LIBEXECDIR)
 
 demo: ## show the main job: tool calls of one container, each in its own cgroup (DEMO=host: no VM)
@@ -58,7 +59,8 @@ vm-test: bpf ## integration tests on real docker, podman, containerd, runc and c
 		"tests/integration/test_kernel.py" \
 		"tests/integration/test_controller.py tests/integration/test_store.py" \
 		"tests/integration/test_learned.py" \
-		"tests/integration/test_memcg_ops.py"
+		"tests/integration/test_memcg_ops.py" \
+		"tests/integration/test_rates.py"
 
 scx-test: bpf ## the CPU scheduler, which is opt-in, in the test VM: what it must not break (not part of `make test`)
 	tests/run-vm "--tcg-thread single --env AGENTRUN_SCX_CYCLES=5 tests/integration/test_scx.py -m 'not figures'"

@@ -1,0 +1,179 @@
+"""Network rates of containers, on real docker and podman: measured, kept, gone with the container."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine import IMAGE, Engine, configure
+from runtimes import LOG, run, wait_for
+from watched import policy, raw_records
+
+TREE = Path(__file__).parents[2]
+LOAD = TREE / "tests/support/netload.py"
+POLICY = """
+version: 1
+tiers:
+  slow: {network: {egress: 8Mbit, ingress: 8Mbit}}
+  free: {}
+sessions:
+  - {match: {name: slow*}, tier: slow}
+  - {tier: free}
+"""
+PORT = 5201
+MBIT = 8.0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def services(host) -> Iterator[None]:
+    """agentrund and the keeper of rates, as systemd starts them, with a policy that has rates."""
+    configure(TREE)
+    with policy(Path("/etc/agentrun/policy.d/10-rates.yaml"), POLICY):
+        run("systemctl", "daemon-reload")
+        run("systemctl", "start", "agentrund", "agentrun-net")
+        yield
+        run("systemctl", "stop", "agentrund", "agentrun-net")
+    LOG.unlink(missing_ok=True)  # it names the container with the host's network
+
+
+@pytest.fixture(scope="module", params=[("docker", "runc"), ("podman", "crun")], ids="-".join)
+def engine(request) -> Iterator[Engine]:
+    """An engine with a container of each tier; the slow one may do to its network what it likes."""
+    made = Engine(*request.param)
+    options = ("-v", f"{LOAD.parent}:/load:ro")
+    made.create("slow", made.wrapped, "--cap-add", "NET_ADMIN", *options, IMAGE, "sleep", "1000000")
+    made.create("neighbour", made.wrapped, *options, IMAGE, "sleep", "1000000")
+    try:
+        yield made
+    finally:
+        made.rm("slow")
+        made.rm("neighbour")
+
+
+def listed(name: str) -> dict[str, Any]:
+    """What `agentrunctl net` says of a container."""
+    found: dict[str, Any] = json.loads(run("agentrunctl", "net", name, "--json").stdout)[0]
+    return found
+
+
+def enforced(name: str) -> dict[str, Any]:
+    """The same, once its rates are in force."""
+    return dict(wait_for(lambda: (row := listed(name))["enforced"] and row, f"the rates of {name}", 30))
+
+
+def gateway(engine: Engine, name: str) -> str:
+    """The host's address as a container sees it."""
+    networks = json.loads(engine("inspect", "-f", "{{json .NetworkSettings.Networks}}", name).stdout)
+    return str(next(iter(networks.values()))["Gateway"])
+
+
+def address(engine: Engine, name: str) -> str:
+    """The container's address as the host sees it."""
+    networks = json.loads(engine("inspect", "-f", "{{json .NetworkSettings.Networks}}", name).stdout)
+    return str(next(iter(networks.values()))["IPAddress"])
+
+
+def load(engine: Engine, name: str | None, *arguments: str) -> subprocess.Popen[str]:
+    """One side of a connection: in a container, or on the host."""
+    inside = [engine.name, "exec", str(name), "python3", "/load/netload.py"]
+    where = ["python3", str(LOAD)] if name is None else inside
+    return subprocess.Popen([*where, *arguments], stdout=subprocess.PIPE, text=True)
+
+
+def measured(engine: Engine, sink: str | None, source: str | None) -> float:
+    """Mbit/s from `source` to `sink`: names of containers, or None for the host."""
+    to = gateway(engine, str(source)) if sink is None else address(engine, sink)
+    receiver = load(engine, sink, "sink", str(PORT), "4")
+    sender = load(engine, source, "source", to, str(PORT))
+    out, _ = receiver.communicate(timeout=120)
+    sender.communicate(timeout=120)
+    return float(out) / 1e6
+
+
+def last_record(engine: Engine, name: str) -> dict[str, Any]:
+    """The record of the last call of a container, once there is one."""
+    container = engine("inspect", "-f", "{{.Id}}", name).stdout.strip()
+
+    def own() -> list[dict[str, Any]]:
+        return [record for record in raw_records() if record["container"] == container]
+
+    found: list[dict[str, Any]] = wait_for(own, f"a record of {name}")
+    return found[-1]
+
+
+def is_kept(rate: float) -> bool:
+    return MBIT * 0.85 < rate < MBIT * 1.15
+
+
+def test_container_gets_its_tiers_rate_in_each_direction_and_its_neighbour_is_not_limited(engine):
+    enforced("slow")
+    rates = (
+        measured(engine, None, "slow"),
+        measured(engine, "slow", None),
+        measured(engine, "slow", "neighbour"),
+    )
+    free = measured(engine, None, "neighbour"), measured(engine, "neighbour", None)
+    print(f"{engine.name}: egress, ingress, from a neighbour: {rates}; the neighbour alone: {free} Mbit/s")
+    assert all(map(is_kept, rates)), rates
+    assert min(free) > 4 * MBIT, free
+    (interface,) = listed("slow")["interfaces"]
+    assert interface["name"] == "eth0" and interface["ingress"]["bytes"] > 1_000_000
+    assert listed("neighbour")["rates"] == {"egress": None, "ingress": None}
+
+
+def test_container_that_may_change_its_network_cannot_lift_its_rate(engine):
+    (interface,) = enforced("slow")["interfaces"]
+    before = run("tc", "qdisc", "show", "dev", interface["host"]["name"]).stdout
+    inside = ("nsenter", "-t", str(engine.pid("slow")), "-n", "tc", "qdisc")
+    run(*inside, "add", "dev", "eth0", "root", "pfifo", "limit", "10000")
+    run(*inside, "add", "dev", "eth0", "clsact")
+    run(*inside, "del", "dev", "eth0", "root")
+    assert run("tc", "qdisc", "show", "dev", interface["host"]["name"]).stdout == before
+    assert is_kept(rate := measured(engine, None, "slow")), rate
+
+
+def test_rate_outlives_a_restart_of_agentrund_and_of_the_keeper(engine):
+    (interface,) = enforced("slow")["interfaces"]
+    names = interface["host"]["name"], f"arifb{interface['host']['index']}"
+    before = [run("tc", "qdisc", "show", "dev", name).stdout for name in names]
+    assert all("rate 8Mbit" in text for text in before)
+    run("systemctl", "kill", "-s", "KILL", "agentrund", "agentrun-net")
+    assert [run("tc", "qdisc", "show", "dev", name).stdout for name in names] == before
+    run("systemctl", "restart", "agentrund", "agentrun-net")
+    enforced("slow")
+    assert [run("tc", "qdisc", "show", "dev", name).stdout for name in names] == before
+
+
+def test_call_of_a_container_that_cannot_have_its_rate_says_so(engine):
+    engine.create("slow-host", engine.wrapped, "--network", "host", IMAGE, "sleep", "1000000")
+    try:
+        found = wait_for(lambda: listed("slow-host")["why"], "the reason", 30)
+        assert found == ["it uses the host's network"]
+        for name, expected in (("slow-host", ["network.rate"]), ("slow", [])):
+            engine("exec", name, "true")
+            record = last_record(engine, name)
+            assert record["tier"] == "slow" and record["not_enforced"] == expected
+    finally:
+        engine.rm("slow-host")
+
+
+def test_nothing_stays_behind_when_the_container_is_removed(engine):
+    made = Engine(engine.name, engine.backend)
+    made.create("slow-gone", made.wrapped, IMAGE, "sleep", "1000000")
+    (interface,) = enforced("slow-gone")["interfaces"]
+    names = interface["host"]["name"], f"arifb{interface['host']['index']}"
+    made.rm("slow-gone")
+    wait_for(lambda: not any(Path(f"/sys/class/net/{name}").exists() for name in names), "both to go")
+    enforced("slow")
+
+
+def test_doctor_knows_of_rates(engine):
+    enforced("slow")
+    findings = json.loads(run("agentrunctl", "doctor", "--json", check=False).stdout)
+    assert [f["level"] for f in findings if f["what"] == "network rates"][:1] == ["ok"]
+    shown = run("agentrunctl", "net").stdout
+    assert "slow" in shown and "8Mbit" in shown and "eth0" in shown

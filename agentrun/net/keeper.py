@@ -1,8 +1,9 @@
 """The keeper of rates: what `agentrun-net.service` runs, so that agentrund needs no network at all.
 
 It looks when a session comes (inotify), when an interface comes or goes (rtnetlink tells), when a policy was
-compiled, and every ten seconds; never more than once a second. It keeps nothing: what is in force is read
-from the kernel each time, so a restart changes nothing, and without it what it did stays.
+compiled, and every ten seconds; never more than once a second, nor for a tenth of the time. It keeps
+nothing: what is in force is read from the kernel each time, so a restart changes nothing, and without it what
+it did stays.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from agentrun.net.netlink import opened
 from agentrun.paths import Paths
 
 _SPACING_S = 1.0
+_SHARE = 10  # at most one in so many seconds of a CPU, however often interfaces come and go
 _LINK_GROUP = 1  # RTMGRP_LINK
 _EVENTS = inotify.IN_CREATE | inotify.IN_MOVED_TO
 _READ = 1 << 16
@@ -100,7 +102,7 @@ class _Service:
         self._paths = paths
         self._keeper = Keeper(paths)
         self._planned = False
-        self._looked_at = float("-inf")
+        self._rest_until = float("-inf")
         self._inotify = inotify.Inotify()
         self._state = -1  # the watch of our directory of state, where much else happens
         self._links = socket.socket(
@@ -120,19 +122,21 @@ class _Service:
         self._loop.later(status.EVERY_S, self._beat)
 
     def _soon(self) -> None:
-        """Look now, but not more than once a second."""
+        """Look now, or after the rest that the last look deserves."""
         if not self._planned:
             self._planned = True
-            self._loop.later(max(0.0, self._looked_at + _SPACING_S - time.monotonic()), self._look)
+            self._loop.later(max(0.0, self._rest_until - time.monotonic()), self._look)
 
     def _look(self) -> None:
         self._planned = False
+        began = time.monotonic()
         sessions = f"{self._paths.run}/{calls.SESSIONS}"
         self._watch(sessions)  # before we look, so that nothing comes in between unseen
         for name in _list(sessions):
             self._watch(f"{sessions}/{name}")
         self._keeper.step()
-        self._looked_at = time.monotonic()
+        now = time.monotonic()
+        self._rest_until = now + max(_SPACING_S, _SHARE * (now - began))
 
     def _watch(self, directory: str) -> int:
         try:

@@ -52,7 +52,7 @@ class Network:
         return NONE if self.is_host else strictest(session.rates for session in self.sessions)
 
 
-def networks_of(netlink: Netlink, host: Host, sessions: Iterable[Session]) -> list[Network]:
+def networks_of(netlink: Netlink, host: Host, sessions: Iterable[Session], *, names: bool) -> list[Network]:
     """The network namespaces of sessions, each once. Sessions that ended meanwhile are left out."""
     found: dict[tuple[int, int], Network] = {}
     for session in sessions:
@@ -67,7 +67,7 @@ def networks_of(netlink: Netlink, host: Host, sessions: Iterable[Session]) -> li
             network = found[key] = Network(key, [session], key == own_netns())
             if not network.is_host:
                 network.netns_id = netlink.netns_id(fd)
-                _look_inside(netlink, host, network, session)
+                _look_inside(netlink, host, network, session, names=names)
     return list(found.values())
 
 
@@ -79,15 +79,18 @@ class _Descriptor:
         os.close(self._fd)
 
 
-def _look_inside(netlink: Netlink, host: Host, network: Network, session: Session) -> None:
+def _look_inside(netlink: Netlink, host: Host, network: Network, session: Session, *, names: bool) -> None:
     """Which of the container's interfaces have an end here, and what the others are."""
     network.peers = host.peers(network.netns_id)
+    found = session.interfaces()
+    if not names and len(found) <= len(network.peers):
+        return  # each peer's other end is one of them, so there is no other
     for peer in network.peers:
         there = None
         if network.netns_id is not None and peer.peer:
             there = netlink.inside(network.netns_id, index=peer.peer)
         network.names[peer.index] = there.name if there else "?"
-    for name in session.interfaces():
+    for name in found:
         if name in network.names.values():
             continue
         other = None if network.netns_id is None else netlink.inside(network.netns_id, name=name)
@@ -133,10 +136,12 @@ def look(
 ) -> tuple[Host, list[Network]]:
     """See the module. With `change` off nothing is done, and what is not in force yet is in `why`.
 
+    `names`, of containers and of interfaces inside, are looked up for people only: they cost time.
+
     Raises NetError, StateError.
     """
     host = netlink.read()
-    networks = networks_of(netlink, host, read_sessions(paths, configuration, names=names))
+    networks = networks_of(netlink, host, read_sessions(paths, configuration, names=names), names=names)
     if change:
         if bring_about(netlink, host, networks):
             host = netlink.read()

@@ -286,6 +286,21 @@ def test_namespaces_that_cannot_have_a_rate_are_named(lan):
     assert lan.seen("mixed")["interfaces"][0]["rates"] == {"egress": 4_000_000, "ingress": 8_000_000}
 
 
+@pytest.mark.parametrize("name", [b"\xff\xfe", b"a\x1b[2Jb", b"[red]"])
+def test_names_that_a_container_chose_change_nothing(lan, name):
+    pid = lan.container("slow-1", "slow", 2)
+    for number in range(40):  # more than are looked at
+        lan.run("ip", "link", "add", f"b{number}", "type", "bridge", pid=pid)
+    lan.run("ip", "link", "set", "eth0", "down", pid=pid)
+    lan.run("ip", "link", "set", "eth0", "name", os.fsdecode(name), pid=pid)
+    lan.keep()
+    row = lan.seen("slow-1")
+    assert row["enforced"] and row["interfaces"][0]["rates"] == {"egress": 4_000_000, "ingress": 8_000_000}
+    assert 1 < len(row["interfaces"]) <= 33
+    shown = lan.ctl("net")
+    assert "\x1b" not in shown and "4Mbit" in shown and lan.log() == ""
+
+
 def test_without_pyroute2_it_says_so_and_nothing_else_happens(lan):
     lan.container("slow-1", "slow", 2)
     hidden = lan.root / "hidden/pyroute2"

@@ -188,9 +188,9 @@ def _split_string(options: list[str]) -> list[str] | None:
     for at, option in enumerate(options):
         for prefix in ("-S", "--split-string="):
             if option in ("-S", "--split-string") and at + 1 < len(options):
-                return [w.text for w in shellwords.first_command(options[at + 1])[0]]
+                return shellwords.first_command(options[at + 1])[0]
             if option.startswith(prefix) and option != prefix and option != "--split-string":
-                return [w.text for w in shellwords.first_command(option[len(prefix) :])[0]]
+                return shellwords.first_command(option[len(prefix) :])[0]
     return None
 
 
@@ -212,17 +212,16 @@ def _take_shell(command: Command) -> None:
     found = shellwords.commands(words[at])
     exported: list[str] = []
     for simple in found:
-        texts = [word.text for word in simple]
-        head = texts[0]
+        head = simple[0]
         if head == "export":
-            exported += [text for text in texts[1:] if is_assignment(text)]
-        if head not in _PREPARATIONS and any(not is_assignment(text) for text in texts):
+            exported += filter(is_assignment, simple[1:])
+        if head not in _PREPARATIONS and not all(map(is_assignment, simple)):
             command.assignments += exported
-            _replace(command, texts)
+            _replace(command, simple)
             return
     if found:
         command.assignments += exported
-        _replace(command, [word.text for word in found[-1]])
+        _replace(command, found[-1])
 
 
 def _take_launcher(command: Command, verbs: tuple[str, ...], valued: frozenset[str]) -> None:

@@ -37,6 +37,7 @@ from agentrun.live import Call, Part
 from agentrun.loop import Loop
 from agentrun.memorywatch import MemoryWatch
 from agentrun.net.part import RateNotes
+from agentrun.oomorder import OomOrder
 from agentrun.paths import Paths, host_paths
 from agentrun.schedulerkeeper import SchedulerKeeper
 from agentrun.stalls import Stalls
@@ -392,6 +393,7 @@ def main() -> None:
             Deadlines(daemon, teller),
             MemoryWatch(daemon, teller),
             Stalls(daemon, teller),
+            OomOrder(daemon),
             Background(daemon),
             Images(daemon),
             Starts(daemon),  # after it: it looks at the image

@@ -250,6 +250,7 @@ def _care(config: Config, decision: Decision) -> dict[str, Any]:
     if decision.mode == "enforce":
         care["background"] = plan.background
         care["stall"] = plan.stall
+        care["oom_score_adj"] = plan.oom_score_adj
         if plan.learned:
             care["learned"] = True
     return care

@@ -138,14 +138,14 @@ class KernelEvents(Part):
             "level": level,
             "limit": path,
         }
+        call.state = {**call.state, "oom": found}
+        # First of all, for it dies meanwhile. A victim that was dying already is told of and not counted.
+        if (call.cgroup.pairs("memory.events") or {}).get("oom_kill"):
+            self.teller.tell(call, "oom-killed")
         if is_first:
             self.daemon.note(call, oom=found)
         else:  # a file for each of many kills would be theirs to fill our time with
-            call.state = {**call.state, "oom": found}
             call.unsaved["oom"] = found
-        # A victim that was dying already is told of and not counted.
-        if (call.cgroup.pairs("memory.events") or {}).get("oom_kill"):
-            self.teller.tell(call, "oom-killed")
 
     def _claim(self, call: Call) -> None:
         """Know a call by its cgroup's id, which is there before its first process."""

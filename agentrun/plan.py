@@ -26,6 +26,9 @@ PRIORITIES = {"low": 50, "normal": 100, "high": 200}  # percent of the class's w
 
 
 TIER_PRIORITY = 100
+# Added to the container's own oom_score_adj for its calls: half of what ran out, in the kernel's order of
+# victims (oom_badness in mm/oom_kill.c), so that an agent is picked only where it is larger by that.
+OOM_SCORE_ADJ = 500
 # Seconds that a call may wait before it starts. docker gives a healthcheck's exec 30 s to start, and is the
 # least patient of the engines (docs/enforcement-memory.md).
 ADMISSION_WAIT = 10.0
@@ -49,7 +52,8 @@ class Plan:
     __slots__ = (
         "admission", "background", "ceilings", "class_name", "cpu_weight", "cpus", "cpuset", "feedback",
         "io_max", "io_weight", "learned", "memory", "memory_adaptive", "memory_high", "memory_low",
-        "memory_min", "net", "pids", "priority", "rank", "reasons", "stall", "time_hard", "time_soft",
+        "memory_min", "net", "oom_score_adj", "pids", "priority", "rank", "reasons", "stall", "time_hard",
+        "time_soft",
     )  # fmt: skip
 
     def __init__(self, class_name: str = "standard") -> None:
@@ -74,6 +78,7 @@ class Plan:
         self.rank: list[int] | None = None
         # {"wait": seconds, "then": "start" | "refuse"} where it may have to wait before it starts.
         self.admission: dict[str, Any] | None = None
+        self.oom_score_adj = OOM_SCORE_ADJ
         self.feedback = "on"
         self.background = "demote"
         self.stall: dict[str, Any] | None = None
@@ -335,6 +340,7 @@ def make_plan(
     plan.feedback = klass.get("feedback", "on")
     plan.background = klass.get("background", "demote")
     plan.stall = klass.get("stall")
+    plan.oom_score_adj = tier.get("oom-score-adj", OOM_SCORE_ADJ)
     if policy.get("adapt", "on") == "on":
         plan.rank = [tier.get("priority", TIER_PRIORITY), PRIORITIES[plan.priority]]
         _admission(plan, klass, tier)

@@ -6,7 +6,14 @@ made from them (`agentrunctl policy schema`, `agentrunctl policy reference`).
 
 from __future__ import annotations
 
-from agentrun.plan import ADMISSION_WAIT, ADMISSION_WAIT_MOST, TIER_PRIORITY, WEIGHT_MAX, WEIGHT_MIN
+from agentrun.plan import (
+    ADMISSION_WAIT,
+    ADMISSION_WAIT_MOST,
+    OOM_SCORE_ADJ,
+    TIER_PRIORITY,
+    WEIGHT_MAX,
+    WEIGHT_MIN,
+)
 from agentrun.policy import ANNOTATION_KEYS, FEEDBACK, MODES
 from agentrun.policytypes import Key, Many, MapOf, Table
 from agentrun.policyvalues import (
@@ -233,6 +240,13 @@ TIER = Table(
             "Who waits when memory gets short: calls of a tier with less before those of one with more.",
             str(TIER_PRIORITY),
             "200",
+        ),
+        "oom-score-adj": Key(
+            Count(0, 1000),
+            "Added to the container's own `oom_score_adj` for its calls (agentrund does it): the kernel "
+            "picks them before agents when a limit that they share, or the host, runs out. 0: left alone.",
+            str(OOM_SCORE_ADJ),
+            "800",
         ),
         "admission": Key(
             ADMISSION,

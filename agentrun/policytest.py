@@ -101,7 +101,7 @@ def _limits(table: Any, where: str, default: Limits) -> Limits:
 def _process(case: dict[str, Any], where: str) -> processdoc.Process:
     command = case.get("command")
     if isinstance(command, str):
-        command = [word.text for word in shellwords.first_command(command)[0]]
+        command = shellwords.first_command(command)[0]
     if not isinstance(command, list) or not command:
         raise CaseError(f"{where}.command: expected a command or a list of its words")
     environment = case.get("env", {})

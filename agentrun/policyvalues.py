@@ -290,7 +290,7 @@ class Command:
     label: str = "words of a command, with `*` and `?`"
 
     def read(self, node: yaml.Node, path: str, reading: Reading) -> Any:
-        words = [word.text for word in first_command(scalar(node) or "")[0]]
+        words = first_command(scalar(node) or "")[0]
         if not words:
             reading.expected(node, path, "a command such as 'pytest' or 'npm install'")
             return None

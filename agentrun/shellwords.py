@@ -12,18 +12,8 @@ _BLANKS = frozenset(" \t\r")
 _ESCAPED_IN_DOUBLE_QUOTES = frozenset('$`"\\\n')
 
 
-class Word:
-    """One word: its `text` with quotes removed, and whether it is only `literal` (nothing to expand)."""
-
-    __slots__ = ("literal", "text")
-
-    def __init__(self, text: str, literal: bool) -> None:
-        self.text = text
-        self.literal = literal
-
-
 class _Reader:
-    __slots__ = ("at", "literal", "parts", "started", "text")
+    __slots__ = ("at", "parts", "started", "text")
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -32,7 +22,6 @@ class _Reader:
 
     def begin(self) -> None:
         self.parts: list[str] = []
-        self.literal = True
         self.started = False
 
     def single(self) -> None:
@@ -58,7 +47,6 @@ class _Reader:
 
     def expansion(self, char: str) -> None:
         """`$x`, `$(command)` or a backquoted command: kept as it stands, for nobody here runs it."""
-        self.literal = False
         start = self.at
         if char == "`":
             end = self.text.find("`", start + 1)
@@ -80,8 +68,8 @@ class _Reader:
         self.at += 2
 
 
-def first_command(text: str) -> tuple[list[Word], bool]:
-    """The words of the first simple command in `text`, and whether it is all that there is.
+def first_command(text: str) -> tuple[list[str], bool]:
+    """The words of the first simple command, without their quotes, and whether that is all of `text`.
 
     `cd /x && pytest` gives (["cd", "/x"], False): use `commands` for all of them. Redirections are words
     that start with `<` or `>` (and the digit before), and are left out with their targets.
@@ -90,9 +78,9 @@ def first_command(text: str) -> tuple[list[Word], bool]:
     return words, rest >= len(text)
 
 
-def commands(text: str, limit: int = 8) -> list[list[Word]]:
+def commands(text: str, limit: int = 8) -> list[list[str]]:
     """The simple commands of a list (`a && b; c | d`), at most `limit`, empty ones left out."""
-    found: list[list[Word]] = []
+    found: list[list[str]] = []
     text, at = text[:_LIMIT], 0
     while at < len(text) and len(found) < limit:
         words, at = _read_command(text, at)
@@ -101,10 +89,10 @@ def commands(text: str, limit: int = 8) -> list[list[Word]]:
     return found
 
 
-def _read_command(text: str, start: int) -> tuple[list[Word], int]:
+def _read_command(text: str, start: int) -> tuple[list[str], int]:
     reader = _Reader(text)
     reader.at = start
-    words: list[Word] = []
+    words: list[str] = []
     skip_target = False
 
     def end_word() -> None:
@@ -113,7 +101,7 @@ def _read_command(text: str, start: int) -> tuple[list[Word], int]:
             if skip_target:
                 skip_target = False
             else:
-                words.append(Word("".join(reader.parts), reader.literal))
+                words.append("".join(reader.parts))
         reader.begin()
 
     while reader.at < len(text):
@@ -152,7 +140,5 @@ def _read_part(reader: _Reader, char: str) -> None:
     elif char in "$`":
         reader.expansion(char)
     else:
-        if char in "*?[~":
-            reader.literal = False
         reader.parts.append(char)
         reader.at += 1

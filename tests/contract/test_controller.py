@@ -9,11 +9,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from node import wait_for
 
 from agentrun import calls, release
 from agentrun.paths import Paths
@@ -21,15 +22,6 @@ from agentrun.paths import Paths
 TREE = Path(__file__).parents[2]
 MOUNTS = (Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup"))
 RUN = f"import sys; sys.path.insert(0, {str(TREE)!r}); from agentrun.daemon import main; main()"
-
-
-def wait_for(condition: Callable[[], Any], what: str) -> Any:
-    """Wait until a condition holds; gives what it gave."""
-    deadline = time.monotonic() + 10
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"timed out: {what}"
-        time.sleep(0.005)
-    return found
 
 
 class Frozen:

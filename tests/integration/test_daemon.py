@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from engine import IMAGE, Engine
 from runtimes import LOG, RECORDS, run, wait_for
-from watched import call, raw_records, start
+from watched import call, policy, raw_records, start
 from watched import daemon as daemon
 from watched import engine as engine
 
@@ -33,6 +33,41 @@ def test_operator_kills_one_call_and_the_agent_lives(engine):
     assert (record["verdict"], record["level"], record["exit_code"]) == ("killed", "operator", 137)
     assert json.loads(run("agentrunctl", "inspect", call_id).stdout)["id"] == call_id
     assert other.wait(timeout=60) == 0
+
+
+LARGE_AGENT = ("python3", "-c", "x = bytearray(180 << 20); import time; time.sleep(1000000)")
+GREEDY = ("python3", "-c", "import time; time.sleep(2)\nx = bytearray(150 << 20)")
+
+
+def over_the_top(name: str, backend: str) -> tuple[int, bool, dict[str, Any]]:
+    """A container of 300 MB whose agent is larger than the call that goes over that: exit code, whether the
+    agent lives, and the record."""
+    engine = Engine(name, backend)
+    limit = ("-m", "300m", "--memory-swap", "300m")
+    engine.create("box", engine.wrapped, *limit, IMAGE, *LARGE_AGENT)
+    try:
+        done, record = call(engine, *GREEDY)
+        alive = engine("inspect", "-f", "{{.State.Running}}", "box").stdout.strip() == "true"
+        return done.returncode, alive, record
+    finally:
+        engine.rm("box")
+
+
+@pytest.mark.parametrize("case", [("docker", "runc"), ("podman", "crun")], ids="-".join)
+def test_kernel_picks_a_call_before_an_agent_that_is_larger(case):
+    code, alive, record = over_the_top(*case)
+    assert (code, alive, record["verdict"], record["level"]) == (137, True, "oom-killed", "session"), record
+
+
+def test_kernels_own_order_where_the_policy_says_so():
+    """The control: with 0 it is the agent that dies."""
+    text = (
+        "version: 1\ntiers: {plain: {oom-score-adj: 0}}\n"
+        "sessions: [{name: all, match: {engine: docker}, tier: plain}]\n"
+    )
+    with policy(Path("/etc/agentrun/policy.d/50-test.yaml"), text):
+        _, alive, _ = over_the_top("docker", "runc")
+    assert not alive
 
 
 TREES = {

@@ -137,7 +137,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
 
 
 def _lines(row: dict[str, Any]) -> list[tuple[str, ...]]:
-    """The interfaces of a session, one line for each direction that has a rate, or one."""
+    """The interfaces of a session, one line for each direction that has a rate, or one; then its calls."""
     lines: list[tuple[str, ...]] = []
     for found in row["interfaces"]:
         where = (found["name"], found["host"]["name"] if found["host"] else "-")
@@ -149,4 +149,9 @@ def _lines(row: dict[str, Any]) -> list[tuple[str, ...]]:
         if not limited:
             lines.append((*where, "-", "-", "-", "-", "-"))
     kind = "the host's" if row["is_host"] else "none"
-    return lines or [(kind, "-", "-", "-", "-", "-", "-")]
+    lines = lines or [(kind, "-", "-", "-", "-", "-", "-")]
+    for call in row["calls"]:
+        denied = f"{call['denied']} denied" if call["denied"] else "-"
+        lines.append((f"call {call['id']}", "-", "egress", "-", show_size(call["tx_bytes"]), "-", denied))
+        lines.append(("", "-", "ingress", "-", show_size(call["rx_bytes"]), "-", "-"))
+    return lines

@@ -16,6 +16,7 @@ from agentrun import doctor
 from agentrun.cgroup import Cgroup
 from agentrun.live import Call
 from agentrun.net import status
+from agentrun.net.ctl import _lines
 from agentrun.net.look import Network, judge
 from agentrun.net.model import (
     HANDLE,
@@ -295,3 +296,16 @@ def test_doctor_asks_only_where_the_policy_has_rates(tmp_path):
     assert list(doctor._network_rates(paths)) == []
     Path(paths.policy, "10-test.yaml").write_text(TIERS)
     assert [finding.level for finding in doctor._network_rates(paths)] == ["problem"]
+
+
+def test_listing_has_a_line_for_each_direction_and_each_call():
+    counts = {"bytes": 2048, "packets": 3, "drops": 1, "waiting": 0}
+    interface = {"name": "eth0", "host": {"name": "vetha"}, "rates": {"egress": 8_000_000, "ingress": None},
+                 "egress": counts, "ingress": None}  # fmt: skip
+    call = {"id": "abc", "denied": 2, "tx_bytes": 100, "rx_bytes": 0}
+    assert _lines({"is_host": False, "interfaces": [interface], "calls": [call]}) == [
+        ("eth0", "vetha", "egress", "8Mbit", "2K", "3", "1"),
+        ("call abc", "-", "egress", "-", "100B", "-", "2 denied"),
+        ("", "-", "ingress", "-", "0B", "-", "-"),
+    ]
+    assert _lines({"is_host": True, "interfaces": [], "calls": []})[0][0] == "the host's"

@@ -58,6 +58,7 @@ def prepare(paths: Paths, config: Config, invocation: Invocation, found: Contain
     if decision.mode == "enforce":
         _become_killable()
         _tell_truth(paths, config, process, decision.plan, limits)
+        _become_nice(paths, process, decision.plan)
     return ["--cgroup", f"{layout.CALLS}/{name}"]
 
 
@@ -127,6 +128,23 @@ def _become_killable() -> None:
             posix.pwrite(fd, b"0", 0)
     finally:
         posix.close(fd)
+
+
+def _become_nice(paths: Paths, process: processdoc.Process, plan: Plan) -> None:
+    """Have the call inherit its scheduling policy, which its process document names as well.
+
+    crun sets that for the process which it cloned, and which may have forked the call by then
+    (libcrun_join_process in libcrun/linux.c); runc 1.1 does not know `scheduler`.
+    """
+    wanted = processdoc.SCHEDULERS.get(plan.priority)
+    if wanted is None or "scheduler" in process.document:
+        return
+    policy_name, nice = wanted
+    try:
+        posix.sched_setscheduler(0, getattr(posix, policy_name), posix.sched_param(0))
+        posix.setpriority(posix.PRIO_PROCESS, 0, max(nice, posix.getpriority(posix.PRIO_PROCESS, 0)))
+    except OSError as error:
+        log.warn(paths, "scheduling policy not set", policy=policy_name, nice=nice, error=reason(error))
 
 
 def _tell_truth(

@@ -30,7 +30,7 @@ _CPU_VARIABLES = (
     "PYTHON_CPU_COUNT", "JOBS", "JULIA_NUM_THREADS", "POLARS_MAX_THREADS",
 )  # fmt: skip
 _GO_MEMORY_PERCENT = 90  # Go's collector should act before the kernel does
-_SCHEDULERS = {"low": {"policy": "SCHED_BATCH", "nice": 10}}
+SCHEDULERS = {"low": ("SCHED_BATCH", 10)}  # policy, nice
 _IO_PRIORITIES = {"low": {"class": "IOPRIO_CLASS_BE", "priority": 7}}
 
 
@@ -112,8 +112,9 @@ def rewritten(
     document = process.document
     if plan.cpuset is not None and "execCPUAffinity" not in document:
         changes["execCPUAffinity"] = {"final": plan.cpuset}
-    if plan.priority in _SCHEDULERS and "scheduler" not in document:
-        changes["scheduler"] = _SCHEDULERS[plan.priority]
+    if plan.priority in SCHEDULERS and "scheduler" not in document:
+        policy, nice = SCHEDULERS[plan.priority]
+        changes["scheduler"] = {"policy": policy, "nice": nice}
     if plan.priority in _IO_PRIORITIES and "ioPriority" not in document:
         changes["ioPriority"] = _IO_PRIORITIES[plan.priority]
     return {**document, **changes} if changes else None

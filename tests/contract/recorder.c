@@ -8,9 +8,11 @@
 #include <ctype.h>
 #include <dirent.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 extern char **environ;
@@ -87,6 +89,8 @@ int main(int argc, char **argv)
 		put(out, "cwd", directory);
 	snprintf(number, sizeof(number), "%d", getpid());
 	put(out, "pid", number);
+	snprintf(number, sizeof(number), "%d %d", sched_getscheduler(0), getpriority(PRIO_PROCESS, 0));
+	put(out, "scheduler", number);
 	fclose(out);
 	if (getenv("RECORDER_CAT"))
 		while ((length = read(0, buffer, sizeof(buffer))) > 0)

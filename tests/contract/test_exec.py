@@ -73,6 +73,21 @@ def test_process_document_tells_a_narrower_call_about_its_machine(box, tmp_path)
     assert os.listdir(tmp_path) == ["process.json"]
 
 
+@pytest.mark.parametrize(
+    ("asked", "own", "inherited"),
+    [
+        ([], {}, "0 0"),
+        (["AGENTRUN_INTENT=priority=low"], {}, f"{os.SCHED_BATCH} 10"),
+        (["AGENTRUN_INTENT=priority=low"], {"scheduler": {"policy": "SCHED_OTHER"}}, "0 0"),
+    ],
+)
+def test_backend_hands_down_what_a_call_of_low_priority_is_scheduled_by(box, tmp_path, asked, own, inherited):
+    document = tmp_path / "process.json"
+    document.write_text(json.dumps({**PROCESS, "env": asked, **own}))
+    box.run(*root(box), "exec", "--process", document, "box")
+    assert box.recording().all("scheduler") == [inherited]
+
+
 POLICY = """
 version: 1
 classes: {test: {pids: {max: 77}}, small: {pids: {max: 33}}}

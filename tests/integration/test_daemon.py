@@ -83,7 +83,7 @@ def test_hard_limit_ends_every_kind_of_tree(name):
     engine = Engine("docker", "crun")
     engine.create("box", engine.wrapped, "-m", "300m", IMAGE, "sleep", "1000000")
     try:
-        done, record = call(engine, "sh", "-c", TREES[name], intent="time=4s,pids=60")
+        done, record = call(engine, "sh", "-c", TREES[name], intent="time=8s,pids=60")
         assert (done.returncode, record["verdict"]) == (137, "timed-out")
         assert engine("exec", "box", "echo", "alive").stdout == "alive\n"
     finally:

@@ -122,11 +122,10 @@ def test_call_with_one_cpu_counts_one_and_the_agent_all(engine):
 
 
 def test_call_that_can_wait_is_pinned_and_nice(engine):
-    script = "grep Cpus_allowed_list /proc/self/status; cut -d' ' -f19 /proc/self/stat"
+    script = "grep Cpus_allowed_list /proc/self/status; cut -d' ' -f19,41 /proc/self/stat"
     out = engine("exec", "-e", "AGENTRUN_INTENT=class=later", "ours", "sh", "-c", script).stdout.split()
     assert out[1] == "0"
-    # crun applies `scheduler` to an exec; runc 1.1 does not know it.
-    assert out[2] == ("10" if engine.backend == "crun" else "0")
+    assert out[2:] == ["10", "3"]  # SCHED_BATCH
 
 
 def test_limit_that_the_kernel_does_not_take_is_named(engine):

@@ -92,7 +92,7 @@ CASES_OF = {
         'python3 -c "x = bytearray(400 << 20)"; exit 0', "oom-killed", 137, "session"
     ),
     "no OOM: just inside the container's limit": takes(150, "ok"),
-    "timed out": Case(("sleep", "100"), "timed-out", 137, "call", intent="time=2s"),
+    "timed out": Case(("sleep", "100"), "timed-out", 137, "call", intent="time=8s"),
     "not timed out: in time": Case(("sleep", "0.1"), "ok", intent="time=60s"),
     "not timed out: its own timeout": Case(
         ("timeout", "-s", "KILL", "1", "sleep", "9"), "killed", 137, intent="time=60s"

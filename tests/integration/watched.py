@@ -85,3 +85,12 @@ def call(engine: Engine, *command: str, intent: str = "") -> tuple[Any, dict[str
 def start(engine: Engine, *command: str) -> subprocess.Popen[bytes]:
     """Start a call and leave it running."""
     return subprocess.Popen([engine.name, "exec", "box", *command], stdin=subprocess.DEVNULL)
+
+
+def names_in_calls(engine: Engine) -> set[str]:
+    """The names of the processes in all calls of the box."""
+    found = set()
+    for file in engine.cgroup("box").glob("agentrun-calls/call-*/cgroup.procs"):
+        with contextlib.suppress(OSError):  # the call, or the process, ended meanwhile
+            found |= {Path(f"/proc/{pid}/comm").read_text().strip() for pid in file.read_text().split()}
+    return found

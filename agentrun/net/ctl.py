@@ -38,7 +38,9 @@ def net(container: str | None, as_json: bool, change: bool, keep: bool) -> None:
     if keep:
         keeper.keep(paths)
         return
-    lock = keeper.take_lock(paths, wait=True) if change and not container else None
+    if change and container:
+        raise click.UsageError("--apply is for all containers")
+    lock = keeper.take_lock(paths) if change else None
     with opened() as netlink:
         host, networks = look(paths, config.load(paths), netlink, change=lock is not None, names=True)
     if lock is not None:

@@ -31,19 +31,22 @@ _EVENTS = inotify.IN_CREATE | inotify.IN_MOVED_TO
 _READ = 1 << 16
 
 
-def take_lock(paths: Paths, *, wait: bool) -> int:
-    """Be the only one that changes rates; the descriptor holds it. Raises StateError where another does."""
+def take_lock(paths: Paths) -> int:
+    """Be the only one that changes rates; the descriptor holds it. Raises NetError where another does.
+
+    Raises StateError where our own directory cannot be trusted.
+    """
     os.close(files.open_private_directory(paths.run, StateError))
     path = f"{paths.run}/net.lock"
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError:
-            os.close(fd)
-            raise
     except OSError as error:
-        raise StateError("be the only one that sets rates, lock", path, error) from error
+        raise StateError("open", path, error) from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(fd)
+        raise NetError(f"{path} is locked: agentrun-net runs, and sets rates itself") from error
     return fd
 
 
@@ -114,7 +117,6 @@ class _Service:
         self._links.bind((0, _LINK_GROUP))
         self._loop.watch(self._links.fileno(), select.EPOLLIN, self._link_changed)
         self._loop.watch(self._inotify.fileno(), select.EPOLLIN, self._file_changed)
-        self._state = self._watch(self._paths.state)
         self._beat()
 
     def _beat(self) -> None:
@@ -131,6 +133,7 @@ class _Service:
         self._planned = False
         began = time.monotonic()
         sessions = f"{self._paths.run}/{calls.SESSIONS}"
+        self._state = self._watch(self._paths.state)
         self._watch(sessions)  # before we look, so that nothing comes in between unseen
         for name in _list(sessions):
             self._watch(f"{sessions}/{name}")
@@ -165,11 +168,11 @@ def _list(directory: str) -> list[str]:
 
 
 def keep(paths: Paths) -> None:
-    """Keep rates in force until a signal ends us. Raises StateError where another does already."""
+    """Keep rates in force until a signal ends us. Raises AgentrunError where another does already."""
     loop = Loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: loop.stop())
-    lock = take_lock(paths, wait=False)
+    lock = take_lock(paths)
     os.close(files.open_private_directory(f"{paths.run}/{calls.SESSIONS}", StateError))
     _Service(loop, paths).start()
     systemd.notify("READY=1")

@@ -107,16 +107,19 @@ def bring_about(netlink: Netlink, host: Host, networks: Iterable[Network]) -> in
     for netns_id, plan in planning.plan_all(host, {i: n.rates for i, n in by_id.items()}).items():
         network = by_id[netns_id]
         network.why += plan.problems
+        failed: set[str] = set()  # interfaces: what follows for them would fail as well, or do harm
         for operation in plan.operations:
+            if failed.intersection(planning.interfaces(operation)):
+                continue
             try:
                 netlink.apply(host, operation)
                 done += 1
             except NetError as error:
                 network.why.append(str(error))
+                failed.add(planning.interfaces(operation)[0])
     for operation in planning.orphans(host):
-        with contextlib.suppress(
-            NetError
-        ):  # its interface is gone: it harms nobody, and the next look tries again
+        # Where it fails: its interface is gone, so it harms nobody, and the next look tries again.
+        with contextlib.suppress(NetError):
             netlink.apply(host, operation)
             done += 1
     return done

@@ -35,9 +35,8 @@ from agentrun.net.model import (
 
 MISSING = "pyroute2 is not installed (apt install python3-pyroute2)"
 _ALL_PROTOCOLS = 3  # ETH_P_ALL
-_EVERYTHING = (
-    "0x0/0x0+0"  # value/mask+offset: a u32 key that always matches (matchall is not in every kernel)
-)
+# value/mask+offset: a u32 key that always matches. The classifier `matchall` is not in every kernel.
+_EVERYTHING = "0x0/0x0+0"
 _MODULES = {errno.ENOENT, errno.EOPNOTSUPP}  # a kind that this kernel has no module for
 # What is to be taken away is gone already.
 _GONE = {errno.ENODEV, errno.ENOENT, errno.EINVAL}

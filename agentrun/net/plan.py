@@ -125,6 +125,13 @@ def _plan_redirect(plan: Plan, host: Host, link: Link, rate: int | None) -> None
         plan.operations.append(Redirect(link.name, name))
 
 
+def interfaces(operation: Operation) -> tuple[str, ...]:
+    """The interfaces that an operation is about, first the one that it changes."""
+    if isinstance(operation, Redirect):
+        return operation.link, operation.ifb
+    return (operation.name if isinstance(operation, (MakeIfb, DropLink)) else operation.link,)
+
+
 def orphans(host: Host) -> list[Operation]:
     """Remove our ifbs whose interface is gone: they outlive the veth that they were made for."""
     return [

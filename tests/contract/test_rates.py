@@ -196,6 +196,7 @@ def test_rates_hold_in_each_direction_and_only_where_they_are_wanted(lan):
     assert interface["egress"]["bytes"] > 400_000 and interface["ingress"]["packets"] > 100
     assert lan.seen("free-1")["why"] == [] and not lan.seen("free-1")["enforced"]
     assert "eth0" in lan.ctl("net", "slow-1") and lan.log() == ""
+    assert "agentrun-net runs" in lan.ctl("net", "--apply", check=False)
 
 
 def test_container_with_every_capability_cannot_take_its_rate_away(lan):

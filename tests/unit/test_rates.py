@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from agentrun import doctor
 from agentrun.cgroup import Cgroup
+from agentrun.errors import NetError
 from agentrun.live import Call
 from agentrun.net import status
 from agentrun.net.ctl import _lines
-from agentrun.net.look import Network, judge
+from agentrun.net.look import Network, bring_about, judge
 from agentrun.net.model import (
     HANDLE,
     INGRESS,
@@ -57,7 +58,7 @@ def carry_out(host: Host, operations: list[Operation]) -> Host:
         match operation:
             case MakeIfb(name):
                 assert name not in index
-                links.append(Link(max(index.values()) + 1, name, "ifb"))
+                links.append(Link(max(8, *index.values()) + 1, name, "ifb"))
             case SetShape(name, shape, exists):
                 there = [q for q in qdiscs if q.link == index[name] and q.parent == ROOT and q.handle]
                 assert bool(there) is exists
@@ -309,3 +310,38 @@ def test_listing_has_a_line_for_each_direction_and_each_call():
         ("", "-", "ingress", "-", "0B", "-", "-"),
     ]
     assert _lines({"is_host": True, "interfaces": [], "calls": []})[0][0] == "the host's"
+
+
+class _Refusing:
+    """Netlink where some operations fail; the others happen."""
+
+    def __init__(self, host: Host, *kinds: type) -> None:
+        self.host = host
+        self._kinds = kinds
+
+    def apply(self, _: Host, operation: Operation) -> None:
+        if isinstance(operation, self._kinds):
+            raise NetError(f"{type(operation).__name__} failed")
+        self.host = carry_out(self.host, [operation])
+
+
+@pytest.mark.parametrize(
+    ("kinds", "why", "shaped"),
+    [
+        ((MakeIfb,), ["MakeIfb failed"], {7}),
+        ((MakeClsact,), ["MakeClsact failed"], {7, 9}),
+        ((SetShape,), ["SetShape failed", "SetShape failed"], set()),
+        ((Redirect,), ["Redirect failed"], {7, 9}),
+    ],
+)
+def test_what_fails_is_told_once_and_nothing_is_redirected_where_nothing_is_shaped(kinds, why, shaped):
+    netlink: Any = _Refusing(EMPTY, *kinds)
+    network = Network((0, 1), [Session("w", "c", 1, 1, rates=BOTH)], netns_id=0)
+    bring_about(netlink, EMPTY, [network])
+    assert network.why == why and netlink.host.filters == ()
+    assert {q.link for q in netlink.host.qdiscs if q.kind == "tbf"} == shaped
+    # Once it works, the next look finishes it.
+    better: Any = _Refusing(netlink.host)
+    network.why.clear()
+    bring_about(better, netlink.host, [network])
+    assert network.why == [] and plan_link(better.host, VETH, BOTH).operations == []

@@ -46,9 +46,8 @@ def services(host) -> Iterator[None]:
 def engine(request) -> Iterator[Engine]:
     """An engine with a container of each tier; the slow one may do to its network what it likes."""
     made = Engine(*request.param)
-    options = ("-v", f"{LOAD.parent}:/load:ro")
-    made.create("slow", made.wrapped, "--cap-add", "NET_ADMIN", *options, IMAGE, "sleep", "1000000")
-    made.create("neighbour", made.wrapped, *options, IMAGE, "sleep", "1000000")
+    made.create("slow", made.wrapped, "--cap-add", "NET_ADMIN", IMAGE, "sleep", "1000000")
+    made.create("neighbour", made.wrapped, IMAGE, "sleep", "1000000")
     try:
         yield made
     finally:
@@ -68,7 +67,7 @@ def identity(engine: Engine, name: str) -> str:
 
 
 def said(container: str) -> dict[str, Any]:
-    """What the keeper said last of a container. Reading a file is quick; agentrunctl is not, in an emulator."""
+    """What the keeper said last of a container (agentrunctl takes its time where emulated)."""
     sessions = json.loads(SAID.read_text())["sessions"] if SAID.exists() else {}
     return dict(next((entry for where, entry in sessions.items() if where.endswith(container)), {}))
 
@@ -96,10 +95,9 @@ def address(engine: Engine, name: str) -> str:
 
 
 def load(engine: Engine, name: str | None, *arguments: str) -> subprocess.Popen[str]:
-    """One side of a connection: in a container, or on the host."""
-    inside = [engine.name, "exec", str(name), "python3", "/load/netload.py"]
-    where = ["python3", str(LOAD)] if name is None else inside
-    return subprocess.Popen([*where, *arguments], stdout=subprocess.PIPE, text=True)
+    """One side of a connection: in a container's network namespace (no exec: slow where emulated), or here."""
+    inside = [] if name is None else ["nsenter", "-t", str(engine.pid(name)), "-n"]
+    return subprocess.Popen([*inside, "python3", str(LOAD), *arguments], stdout=subprocess.PIPE, text=True)
 
 
 def measured(engine: Engine, sink: str | None, source: str | None) -> float:

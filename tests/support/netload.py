@@ -1,7 +1,7 @@
 """Measure what a TCP connection gets. Run on both sides, also in containers: `python3 netload.py ROLE ...`.
 
 sink PORT SECONDS     waits for one connection, prints its bit/s after a first half second as a number
-source ADDRESS PORT   connects (for up to ten seconds it tries) and sends until the other side has enough
+source ADDRESS PORT   connects (for up to a minute it tries) and sends until the other side has enough
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _CHUNK = 1 << 16
 def sink(port: int, seconds: float) -> float:
     """Bits per second of payload that arrived."""
     with socket.create_server(("", port)) as server:
-        server.settimeout(60)
+        server.settimeout(120)
         connection, _ = server.accept()
     with connection:
         connection.settimeout(60)
@@ -32,7 +32,7 @@ def sink(port: int, seconds: float) -> float:
 
 def source(address: str, port: int) -> None:
     """Send until nobody reads any more."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while True:
         try:
             connection = socket.create_connection((address, port), 5)

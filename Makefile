@@ -13,7 +13,7 @@ VENV ?= .venv
 VENV_STAMP := $(VENV)/.installed
 VM := tests/vm/vm
 
-.PHONY: help install uninstall bpf demo test lint native-test vm-test scx-test admission-test replay-test bench bench-isolation bench-scx clean
+.PHONY: help install uninstall bpf demo test lint native-test vm-test scx-test admission-test rates-test replay-test bench bench-isolation bench-scx clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -59,14 +59,16 @@ vm-test: bpf ## integration tests on real docker, podman, containerd, runc and c
 		"tests/integration/test_kernel.py" \
 		"tests/integration/test_controller.py tests/integration/test_store.py" \
 		"tests/integration/test_learned.py" \
-		"tests/integration/test_memcg_ops.py" \
-		"tests/integration/test_rates.py"
+		"tests/integration/test_memcg_ops.py"
 
 scx-test: bpf ## the CPU scheduler, which is opt-in, in the test VM: what it must not break (not part of `make test`)
 	tests/run-vm "--tcg-thread single --env AGENTRUN_SCX_CYCLES=5 tests/integration/test_scx.py -m 'not figures'"
 
 admission-test: bpf ## calls that wait before they start, in the test VM (its timing needs a quiet machine; not part of `make test`)
 	tests/run-vm tests/integration/test_admission.py
+
+rates-test: ## network rates measured on docker and podman, in the test VM (wants a quiet machine; not part of `make test`)
+	tests/run-vm tests/integration/test_rates.py
 
 replay-test: ## `agentrunctl replay` with real containers, in the test VM (ten minutes; not part of `make test`)
 	tests/run-vm tests/integration/test_replay.py

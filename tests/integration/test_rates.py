@@ -95,7 +95,7 @@ def address(engine: Engine, name: str) -> str:
 
 
 def load(engine: Engine, name: str | None, *arguments: str) -> subprocess.Popen[str]:
-    """One side of a connection: in a container's network namespace (no exec: slow where emulated), or here."""
+    """One side of a connection: in a container's network namespace (an exec would take longer), or here."""
     inside = [] if name is None else ["nsenter", "-t", str(engine.pid(name)), "-n"]
     return subprocess.Popen([*inside, "python3", str(LOAD), *arguments], stdout=subprocess.PIPE, text=True)
 

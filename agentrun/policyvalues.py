@@ -110,7 +110,8 @@ class Count:
         return f"whole number, {self.low} to {self.high}"
 
     def read(self, node: yaml.Node, path: str, reading: Reading) -> Any:
-        number = parse_count(scalar(node) or "")
+        text = scalar(node) or ""
+        number = 0 if text == "0" else parse_count(text)
         if number is None or not self.low <= number <= self.high:
             reading.expected(node, path, f"a {self.label}")
             return None

@@ -51,8 +51,8 @@ def policy(path: Path, text: str) -> Iterator[None]:
     """A policy file that is in force."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
-    run("agentrunctl", "policy", "compile")
     try:
+        run("agentrunctl", "policy", "compile")
         yield
     finally:
         path.unlink()

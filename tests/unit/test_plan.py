@@ -218,6 +218,11 @@ def test_nothing_granted_exceeds_the_ceiling_but_for_the_floor(asked_for, by_cla
     assert plan.memory <= max(ceiling, MEMORY_FLOOR)
 
 
+def test_kernels_order_of_victims_is_the_tiers():
+    assert plan_for().oom_score_adj == 500
+    assert plan_for(tier={"oom-score-adj": 0}).oom_score_adj == 0
+
+
 def test_call_waits_only_where_its_tier_says_so_and_its_class_does_not_exempt_it():
     assert plan_for().admission is None
     defaults = plan_for(tier={"admission": {}})

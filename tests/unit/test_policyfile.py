@@ -68,6 +68,11 @@ classes:
     }
 
 
+def test_zero_is_a_number_where_it_means_something():
+    compiled = compile_texts([("p", "version: 1\ntiers: {a: {oom-score-adj: 0}}\n")])
+    assert compiled["tiers"]["a"]["oom-score-adj"] == 0
+
+
 def test_yaml_booleans_are_read_as_the_words_they_were():
     text = "version: 1\nclasses: {a: {feedback: off}}\nsessions: [{mode: off}]\n"
     compiled = compile_texts([("p", text)])

@@ -126,16 +126,22 @@ def shapes(*names: str) -> list[str]:
     return [run("tc", "qdisc", "show", "dev", name).stdout for name in names]
 
 
-def is_kept(rate: float) -> bool:
-    return MBIT * 0.85 < rate < MBIT * 1.15
+def keeps(engine: Engine, sink: str | None, source: str | None) -> float:
+    """What of the rate a connection gets: never more; at the third try as much, where the machine is busy."""
+    found = 0.0
+    for _ in range(3):
+        found = measured(engine, sink, source)
+        assert found < MBIT * 1.15
+        if found > MBIT * 0.85:
+            return found
+    raise AssertionError(f"{found} Mbit/s of {MBIT}")
 
 
 def test_container_gets_its_tiers_rate_in_each_direction_and_its_neighbour_is_not_limited(engine):
     enforced(engine, "slow")
-    rates = [measured(engine, None, "slow"), measured(engine, "slow", None)]
+    rates = [keeps(engine, None, "slow"), keeps(engine, "slow", None)]
     free = [measured(engine, None, "neighbour"), measured(engine, "neighbour", None)]
     print(f"{engine.name}, Mbit/s out and in: {rates}; the neighbour: {free}")
-    assert all(map(is_kept, rates)), rates
     assert min(free) > 2 * MBIT, free
     (interface,) = listed("slow")["interfaces"]
     assert interface["name"] == "eth0" and interface["ingress"]["bytes"] > 1_000_000
@@ -149,7 +155,7 @@ def test_container_that_may_change_its_network_cannot_lift_its_rate(engine):
     run(*inside, "add", "dev", "eth0", "clsact")
     run(*inside, "del", "dev", "eth0", "root")
     assert shapes(*names) == before
-    assert is_kept(rate := measured(engine, None, "slow")), rate
+    keeps(engine, None, "slow")
 
 
 def test_rate_outlives_a_restart_of_agentrund_and_of_the_keeper(engine):

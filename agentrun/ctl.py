@@ -19,6 +19,7 @@ from agentrun.bpf.ctl import bpf
 from agentrun.client import VERDICTS, Client, Query
 from agentrun.doctor import Finding, examine
 from agentrun.errors import AgentrunError, CallNotFoundError
+from agentrun.net.ctl import net
 from agentrun.paths import host_paths
 from agentrun.policyctl import policy
 from agentrun.release import release_all
@@ -39,6 +40,7 @@ def cli() -> None:
 
 cli.add_command(policy)
 cli.add_command(bpf)
+cli.add_command(net)
 cli.add_command(replay)
 cli.add_command(trace)
 

@@ -27,7 +27,7 @@ render() {
 	mv -f "$2.new" "$2"
 }
 
-for package in agentrun agentrun/bpf agentrun/controller agentrun/replay agentrun/trace; do
+for package in agentrun agentrun/bpf agentrun/controller agentrun/net agentrun/replay agentrun/trace; do
 	install -d -m 0755 "$bin" "$lib/$package"
 	for module in "$package"/*.py; do
 		place "$module" "$lib/$module" 0644
@@ -56,7 +56,7 @@ render agentrun/front/agentrun.in "$bin/agentrun"
 render agentrun/front/agentrunctl.in "$bin/agentrunctl"
 install -d -m 0755 "$DESTDIR$SBINDIR" "$DESTDIR$UNITDIR"
 render agentrun/front/agentrund.in "$DESTDIR$SBINDIR/agentrund"
-for unit in agentrund.service agentrun-bpf.service agentrun-scx.service; do
+for unit in agentrund.service agentrun-bpf.service agentrun-net.service agentrun-scx.service; do
 	sed -e "s|@SBINDIR@|$SBINDIR|" -e "s|@BINDIR@|$BINDIR|" "configs/$unit" >"$DESTDIR$UNITDIR/$unit.new"
 	chmod 0644 "$DESTDIR$UNITDIR/$unit.new"
 	mv -f "$DESTDIR$UNITDIR/$unit.new" "$DESTDIR$UNITDIR/$unit"

@@ -123,21 +123,23 @@ class Daemon(Loop):
 
     def _take(self, where: str, slot: str) -> None:
         """Begin to watch a call, unless it is watched already."""
+        known, stamp = self.live.get((where, slot)), _stamp(f"{where}/{slot}")
+        if known is not None and stamp is not None and known.stamp == stamp:
+            return  # most of what a sweep finds
         session = self.open(where)
         if session is None:
             return
         with contextlib.closing(session):
             state = session.read(slot)
-        known = self.live.get((where, slot))
         if state is None:
             return
         if known is not None and known.id == state.get("id"):
-            known.state = state  # somebody noted something
+            known.state, known.stamp = state, stamp  # somebody noted something
             self._check_end(known)
             return
         if known is not None:
             self._forget(known)
-        call = Call(where, slot, state, Cgroup(str(state.get("calls"))).child(slot))
+        call = Call(where, slot, state, Cgroup(str(state.get("calls"))).child(slot), stamp=stamp)
         self.live[call.key] = call
         self._watch_owner(call)
         for part in self.parts:
@@ -338,6 +340,15 @@ class Daemon(Loop):
             session.waiting()  # forgets those whose runtime was killed
             session.forget_if_gone()
         self.later(_SWEEP_S, self._sweep)
+
+
+def _stamp(path: str) -> tuple[int, int] | None:
+    """What changes when a state file is written anew; None where it is gone."""
+    try:
+        info = os.stat(path, follow_symlinks=False)
+    except OSError:
+        return None
+    return info.st_ino, info.st_mtime_ns
 
 
 def take_lock(paths: Paths) -> int:

@@ -271,6 +271,8 @@ def _care(config: Config, decision: Decision) -> dict[str, Any]:
         care["oom_score_adj"] = plan.oom_score_adj
         if plan.learned:
             care["learned"] = True
+        if not plan.boost:
+            care["boost"] = False
     return care
 
 

@@ -21,7 +21,7 @@ _KILLERS = {
     "controller": "because memory was short and calls of higher priority came first",
 }
 _SHARE = 0.1  # of its time, and...
-_SECONDS = 1.0  # ...this long at least: below, being slowed down is how limits work
+SECONDS = 1.0  # ...this long at least: below, being slowed down is how limits work
 _WORTH_ASKING = 1.1  # times what it has
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._+-")
 
@@ -47,7 +47,7 @@ def events(record: Record) -> list[str]:
         found.append("slow")
     if _memory_wait(record) is not None or _cpu_wait(record) is not None:
         found.append("throttled")
-    if _waited(record) >= _SECONDS:
+    if _waited(record) >= SECONDS:
         found.append("waited")
     return found
 
@@ -207,14 +207,14 @@ def _slow(record: Record) -> tuple[list[str], str]:
 def _memory_wait(record: Record) -> float | None:
     """Seconds in which a call at its memory.high waited for memory, where that is worth telling."""
     some = ((record.get("pressure") or {}).get("memory") or {}).get("some", 0) / 1e6
-    is_long = some >= max(_SECONDS, _SHARE * _ran(record))
+    is_long = some >= max(SECONDS, _SHARE * _ran(record))
     return some if _count(record, "high") > 0 and is_long else None
 
 
 def _cpu_wait(record: Record) -> float | None:
     """Seconds in which a call over its cpu.max was made to wait, where that is worth telling."""
     waited = (record.get("cpu_throttled_us") or 0) / 1e6
-    return waited if waited >= max(_SECONDS, _SHARE * _ran(record)) else None
+    return waited if waited >= max(SECONDS, _SHARE * _ran(record)) else None
 
 
 def _throttled(record: Record) -> tuple[list[str], str]:

@@ -28,6 +28,7 @@ class Call:
     tries: int = 0
     looks: int = 0
     over: bool = False
+    stamp: tuple[int, int] | None = None  # of its state file, when that was read
 
     @property
     def key(self) -> tuple[str, str]:

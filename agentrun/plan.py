@@ -50,10 +50,10 @@ class Plan:
     """The decision for one call: sizes in bytes, `cpus` in CPUs, times in seconds, each None for none."""
 
     __slots__ = (
-        "admission", "background", "ceilings", "class_name", "cpu_weight", "cpus", "cpuset", "feedback",
-        "io_max", "io_weight", "learned", "memory", "memory_adaptive", "memory_high", "memory_low",
-        "memory_min", "net", "oom_score_adj", "pids", "priority", "rank", "reasons", "stall", "time_hard",
-        "time_soft",
+        "admission", "background", "boost", "ceilings", "class_name", "cpu_weight", "cpus", "cpuset",
+        "feedback", "io_max", "io_weight", "learned", "memory", "memory_adaptive", "memory_high",
+        "memory_low", "memory_min", "net", "oom_score_adj", "pids", "priority", "rank", "reasons", "stall",
+        "time_hard", "time_soft",
     )  # fmt: skip
 
     def __init__(self, class_name: str = "standard") -> None:
@@ -66,6 +66,7 @@ class Plan:
         self.memory_min: int | None = None
         self.cpus: float | None = None
         self.cpu_weight: int | None = None
+        self.boost = True  # whether agentrund lets it begin with more CPU weight
         self.cpuset: str | None = None
         self.pids: int | None = None
         self.io_weight: int | None = None
@@ -275,6 +276,7 @@ def _weights(plan: Plan, klass: Any, intent: Intent) -> None:
     cpu, io = klass.get("cpu", {}).get("weight"), klass.get("io", {}).get("weight")
     if cpu is not None or percent != 100:
         plan.cpu_weight = _weight(cpu, percent)
+    plan.boost = klass.get("cpu", {}).get("boost", plan.priority != "low")
     if io is not None:
         plan.io_weight = _weight(io, percent)
     plan.io_max = klass.get("io", {}).get("max", [])

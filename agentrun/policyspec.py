@@ -90,6 +90,13 @@ CLASS_CPU = Table(
             Amount("cpu"), "Most that a call can get (`cpu.max`).", "the session's limit", "2", "CPUs"
         ),
         "weight": Key(_WEIGHT, "Share when CPUs are short (`cpu.weight`).", "100", "50"),
+        "boost": Key(
+            Flag(),
+            "Beside longer calls of its container, a call begins with four times its weight, for one second "
+            "of CPU time (by agentrund).",
+            "true; false with priority `low`",
+            "false",
+        ),
         "cpus": Key(CpuSet(), "CPUs the call may run on (`cpuset.cpus`).", "the session's", "0-3"),
     }
 )

@@ -1,4 +1,4 @@
-"""Undo what agentrund's controller did to calls: nothing may stay frozen or slowed down when it is gone.
+"""Undo what agentrund's controller did to calls: nothing stays frozen, slow or boosted when it is gone.
 
 A file under /run says that it holds something. agentrund releases everything when it starts and when it
 stops, `agentrunctl thaw` (ExecStopPost of its unit) after a crash, and any exec that finds it dead.
@@ -11,6 +11,7 @@ import posix
 from agentrun import calls, files
 from agentrun.cgroup import Cgroup
 from agentrun.errors import CgroupError
+from agentrun.plan import WEIGHT_DEFAULT
 
 _PAGE = posix.sysconf("SC_PAGE_SIZE")
 
@@ -44,10 +45,14 @@ def is_marked(paths: Paths) -> bool:
 
 def release(call: Cgroup, state: Mapping[str, Any]) -> bool:
     """Let one call run as planned; whether anything had to be changed. A call that is gone is no error."""
-    planned = (state.get("limits") or {}).get("memory_high")
+    limits = state.get("limits") or {}
+    planned = limits.get("memory_high")
     high = "max" if planned is None else str(planned // _PAGE * _PAGE)  # as the kernel shows it
+    wanted = [("memory.high", high), ("cgroup.freeze", "0")]
+    if not _is_demoted(state):
+        wanted.append(("cpu.weight", str(limits.get("cpu_weight") or WEIGHT_DEFAULT)))
     changed = False
-    for name, value in (("memory.high", high), ("cgroup.freeze", "0")):
+    for name, value in wanted:
         now = call.read(name)
         if now is None or now == value:
             continue
@@ -58,6 +63,12 @@ def release(call: Cgroup, state: Mapping[str, Any]) -> bool:
             if call.exists():
                 raise
     return changed
+
+
+def _is_demoted(state: Mapping[str, Any]) -> bool:
+    """Whether it is only what a call left behind, with the least share on purpose."""
+    background = state.get("background")
+    return isinstance(background, dict) and background.get("action") == "demote"
 
 
 def release_all(paths: Paths) -> list[str]:

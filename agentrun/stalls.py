@@ -2,6 +2,10 @@
 
 A call at its memory.high or its cpu.max gets on slowly; one that thrashes may not get on at all, for hours.
 Pressure stall information (PSI) of the call's own cgroup tells how long all its processes waited at once.
+
+Most calls are idle, and there may be hundreds. So a look costs a few reads of descriptors that stay open;
+only where these say something new is the whole record made, to see whether that is worth telling. And looks
+at several calls fall together: to be woken costs more than to look.
 """
 
 from __future__ import annotations
@@ -11,7 +15,9 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from agentrun import deadlines, records
+from agentrun import deadlines
+from agentrun.controller.snapshot import Files
+from agentrun.feedback import SECONDS
 from agentrun.live import Call, Part
 from agentrun.teller import Teller
 
@@ -22,6 +28,7 @@ _LOOK_S = 2.0
 _WINDOW_S = 30.0  # what the policy does not say
 _SHARE = 80.0  # percent
 _LOOKS_IN_WINDOW = 6
+_GRID_S = 0.25  # looks at all calls fall on multiples of it
 
 
 @dataclass(slots=True)
@@ -42,12 +49,51 @@ class Window:
         return min(100.0, (full_us - before) / (now - began) / 1e4)
 
 
+class Signs:
+    """What a call that is slowed down shows, by the few reads that cost least.
+
+    `waited_us` is how long all, and some, of its processes waited for memory at the last look.
+    """
+
+    def __init__(self, files: Files) -> None:
+        self.files = files
+        self.waited_us: dict[bytes, int] = {}
+        self._before: tuple[int, int, int] = (0, 0, 0)
+
+    def look(self) -> None:
+        """Read how long it waited for memory."""
+        rows = [line.split() for line in (self.files.read("memory.pressure") or b"").splitlines()]
+        self.waited_us = {
+            row[0]: int(row[-1].removeprefix(b"total=")) for row in rows if row[-1].startswith(b"total=")
+        }
+
+    def is_news(self, denied: int) -> bool:
+        """Whether anything is worth a closer look, since the last one that was.
+
+        Waits that are too short in all to be told of are not. `denied`: attempts that the network denied.
+        """
+        least = SECONDS * 1e6
+        throttled = self.files.pairs("cpu.stat").get(b"throttled_usec", 0)
+        waits = (throttled, self.waited_us.get(b"some", 0))
+        now = (*(wait if wait >= least else 0 for wait in waits), denied)
+        is_news = now != self._before
+        self._before = (now[0], now[1], now[2])
+        return is_news
+
+
+def until_look(every: float, now: float) -> float:
+    """Seconds until the next look on the grid, `every` seconds from now or a little less."""
+    due = max(1, int((now + every) / _GRID_S + 1e-6)) * _GRID_S
+    return due - now if due > now else every
+
+
 class Stalls(Part):
     """Looks at every live call that has limits which could slow it down."""
 
     def __init__(self, daemon: Daemon, teller: Teller) -> None:
         self.daemon = daemon
         self.teller = teller
+        self._signs: dict[str, Signs] = {}
 
     def began(self, call: Call) -> None:
         """Look again and again, as often as the policy's window needs, until the call is over."""
@@ -57,22 +103,39 @@ class Stalls(Part):
         window = Window(float(rule.get("time", _WINDOW_S)))
         every = min(_LOOK_S, window.seconds / _LOOKS_IN_WINDOW)
         is_done = [not rule]  # tells of a stall once
+        signs = self._signs[call.id] = Signs(Files(call.cgroup.path))
 
         def look() -> None:
             if call.over:
                 return
+            signs.look()
             if not is_done[0]:
-                is_done[0] = self._watch_stall(call, window, rule)
-            if not self.teller.is_told(call, "throttled") and not call.over:
-                self.teller.look(call)
+                is_done[0] = self._watch_stall(call, window, rule, signs)
+            if not call.over and not self.teller.is_told(call, "throttled"):
+                self._tell_news(call, signs)
             call.timers = [timer for timer in call.timers if timer.action is not None]
-            call.timers.append(self.daemon.later(every, look))
+            plan()
 
-        call.timers.append(self.daemon.later(every, look))
+        def plan() -> None:
+            call.timers.append(self.daemon.later(until_look(every, time.monotonic()), look))
 
-    def _watch_stall(self, call: Call, window: Window, rule: dict[str, Any]) -> bool:
+        plan()
+
+    def ended(self, call: Call) -> None:
+        """Let go of its files."""
+        signs = self._signs.pop(call.id, None)
+        if signs is not None:
+            signs.files.close()
+
+    def _tell_news(self, call: Call, signs: Signs) -> None:
+        """Look closely where the signs are new. Only a call with a network profile is denied anything."""
+        network = self.daemon.network_of(call).get("network") if call.limits.get("net") else None
+        if signs.is_news((network or {}).get("denied", 0)):
+            self.teller.look(call)
+
+    def _watch_stall(self, call: Call, window: Window, rule: dict[str, Any], signs: Signs) -> bool:
         """Whether the call stalled, and what had to be done about that was done."""
-        full = (records.stalled_us(call.cgroup, "memory") or {}).get("full")
+        full = signs.waited_us.get(b"full")
         if full is None:
             return False
         share = window.add(time.monotonic(), full)

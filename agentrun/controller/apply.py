@@ -17,12 +17,13 @@ from agentrun.paths import Paths
 
 KILLED_BY = "controller"
 _NOTED = frozenset(("freeze", "thaw", "reclaim", "kill"))
+_WEIGHTS = ("boost", "unboost")
 _NOTES_LIMIT = 32  # of one call: the latest
 _GONE = (errno.ENOENT, errno.ENODEV)
 
 
-def apply(action: Action) -> None:
-    """Do it. Raises CgroupError."""
+def apply(action: Action) -> bool:
+    """Do it; whether it took effect. Raises CgroupError."""
     cgroup = Cgroup(action.key)
     if action.what in ("freeze", "thaw"):
         cgroup.write("cgroup.freeze", "1" if action.what == "freeze" else "0")
@@ -32,8 +33,19 @@ def apply(action: Action) -> None:
         _set(action.key, "memory.max", action.value)
     elif action.what == "kill":
         cgroup.write("cgroup.kill", "1")
+    elif action.what in _WEIGHTS:
+        return _weigh(cgroup, action)
     else:
         _reclaim(cgroup, action.value or 0)
+    return True
+
+
+def _weigh(cgroup: Cgroup, action: Action) -> bool:
+    """Change a call's share, unless somebody else did: it was demoted, or an operator came."""
+    if cgroup.read("cpu.weight") != str(action.was):
+        return False
+    cgroup.write("cpu.weight", str(action.value))
+    return True
 
 
 def _set(path: str, name: str, value: int | None) -> None:
@@ -66,8 +78,8 @@ def apply_all(paths: Paths, actions: Iterable[Action]) -> list[Action]:
     done = []
     for action in actions:
         try:
-            apply(action)
-            done.append(action)
+            if apply(action):
+                done.append(action)
         except CgroupError as error:
             if error.errno not in _GONE:
                 log.warn(paths, "not adapted", what=action.what, cgroup=action.key, error=str(error))
@@ -75,7 +87,7 @@ def apply_all(paths: Paths, actions: Iterable[Action]) -> list[Action]:
 
 
 class Journal:
-    """What was done to each call, as its record will show it: a list of {t, what, why}."""
+    """What was done to each call, as its record will show it: a list of {t, what, why}, bytes or weight."""
 
     def __init__(self, paths: Paths) -> None:
         self.paths = paths
@@ -92,7 +104,7 @@ class Journal:
             return  # written with whatever comes next: a line for each of hundreds says nothing
         entry: dict[str, Any] = {"t": round(time.time(), 3), "what": action.what, "why": action.why}
         if action.value is not None:
-            entry["bytes"] = action.value
+            entry["weight" if action.what in _WEIGHTS else "bytes"] = action.value
         notes.append(entry)
         del notes[:-_NOTES_LIMIT]
         extra = {"killed_by": KILLED_BY} if action.what == "kill" else {}

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from agentrun import log, release
 from agentrun.cgroup import Cgroup
 from agentrun.controller import apply
+from agentrun.controller.booster import Booster
 from agentrun.controller.decisions import CALM_S, WATCH, decide
 from agentrun.controller.gatefile import GateFile, Policy
 from agentrun.controller.model import HOST, Action, Decision, Memory, Snapshot
@@ -67,6 +68,9 @@ class Controller:
         self._journal = apply.Journal(paths)
         self._gate_file = GateFile(paths)
         self._policy = Policy(paths)
+        self._booster = Booster(self._reader)
+        self._populated: tuple[str, ...] = ()
+        self._boost_planned = False
         self._admits = False
         self._live: dict[str, LiveCall] = {}
         self._shared: dict[str, tuple[int, int]] = {}  # domains: their limit, their use at the last look
@@ -158,6 +162,8 @@ class Controller:
         decision = decide(snapshot, self.memory)
         self.memory = decision.memory
         self._act(decision.actions)
+        self._populated = tuple(call.key for call in snapshot.calls)
+        self._boost()
         self._gate_file.publish(self.memory.gates, self._looked_at)
         self._follow(snapshot)
         self._plan_look(decision.look_again_s, missing=len(snapshot.calls) < len(self._reader.members))
@@ -173,6 +179,21 @@ class Controller:
         elif seconds is not None:
             self._plan_peek()
 
+    def _boost(self) -> None:
+        """Begin and end boosts; look again by itself only while there is one, or could be."""
+        judgement = self._booster.look(self._populated, self._clock())
+        self._act(judgement.actions)
+        if judgement.look_again_s is None or self._boost_planned:
+            return
+        self._boost_planned = True
+
+        def again() -> None:
+            self._boost_planned = False
+            if not self._closed:
+                self._guarded(self._boost)
+
+        self._loop.later(judgement.look_again_s, again)
+
     def _take_members(self) -> None:
         self._stale = False
         self._admits = self._policy.admits()
@@ -185,6 +206,7 @@ class Controller:
             # The next call in this slot has the same path.
             self.memory.held.pop(member.files.path, None)
             self.memory.growth.pop(member.files.path, None)
+            self._booster.forget(member.files.path)
         self._young_until = self._clock() + _YOUNG_S
         for path, files in self._reader.unused.items():
             self._unwatch(f"events {path}")

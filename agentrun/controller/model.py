@@ -124,21 +124,23 @@ class Memory:
     gates: dict[str, Gate] = field(default_factory=dict)  # by domain
 
 
-What = Literal["freeze", "thaw", "limit", "reclaim", "kill", "bound"]
+What = Literal["freeze", "thaw", "limit", "reclaim", "kill", "bound", "boost", "unboost"]
 
 
 @dataclass(frozen=True, slots=True)
 class Action:
     """One thing to do to a call, or to the calls of a container (`bound`).
 
-    `value` is the new memory.high (`limit`) or memory.max (`bound`), None for none, or the bytes to reclaim.
-    `why` is for the call's record; empty for what needs no mention there.
+    `value` is the new memory.high (`limit`), memory.max (`bound`), None for none, or cpu.weight (`boost`,
+    `unboost`), or the bytes to reclaim. `why` is for the call's record; empty for what needs no mention
+    there. `was` is the cpu.weight without which somebody else has changed it, and it is left alone.
     """
 
     what: What
     key: str
     value: int | None = None
     why: str = ""
+    was: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from typing import Any
 from agentrun import layout
 from agentrun.controller.decisions import WATCH
 from agentrun.controller.model import HOST, Bound, Call, Domain, Rank, Snapshot
+from agentrun.plan import WEIGHT_DEFAULT
 
 _BOUNDS_EVERY_S = 1.0
 _BOUND_ROOM = 0.95
@@ -78,6 +79,8 @@ class Member:
         self.adaptive = bool(limits.get("memory_adaptive"))
         learned = (state.get("learned") or {}).get("memory_high")
         self.learned: int | None = learned if self.soft is None else None
+        self.weight = int(limits.get("cpu_weight") or WEIGHT_DEFAULT)
+        self.may_boost = (state.get("care") or {}).get("boost") is not False
 
     def read(self, domains: tuple[str, ...]) -> Call | None:
         """The call as it is now; None when nothing lives in it (or not yet)."""

@@ -13,7 +13,7 @@ VENV ?= .venv
 VENV_STAMP := $(VENV)/.installed
 VM := tests/vm/vm
 
-.PHONY: help install uninstall bpf demo test lint native-test vm-test scx-test admission-test replay-test bench bench-isolation bench-scx clean
+.PHONY: help install uninstall bpf demo test lint native-test vm-test scx-test admission-test replay-test rates-test trace-test bench bench-isolation bench-scx clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -29,7 +29,8 @@ bpf: ## build the BPF objects (clang); `make install` takes along what was built
 uninstall: ## remove what install put there; configuration and records stay
 	rm -f $(addprefix $(DESTDIR)$(BINDIR)/,agentrun agentrun-runc agentrun-crun agentrunctl)
 	rm -f $(DESTDIR)$(SBINDIR)/agentrund
-	rm -f $(addprefix $(DESTDIR)$(UNITDIR)/,agentrund.service agentrun-bpf.service agentrun-scx.service)
+	rm -f $(addprefix $(DESTDIR)$(UNITDIR)/,agentrund.service agentrun-bpf.service agentrun-net.service \
+		agentrun-scx.service)
 	rm -rf $(DESTDIR)$(LIBEXECDIR)
 
 demo: ## show the main job: tool calls of one container, each in its own cgroup (DEMO=host: no VM)
@@ -67,8 +68,14 @@ scx-test: bpf ## the CPU scheduler, which is opt-in, in the test VM: what it mus
 admission-test: bpf ## calls that wait before they start, in the test VM (its timing needs a quiet machine; not part of `make test`)
 	tests/run-vm tests/integration/test_admission.py
 
+rates-test: ## network rates measured on docker and podman, in the test VM (wants a quiet machine; not part of `make test`)
+	tests/run-vm tests/integration/test_rates.py
+
 replay-test: ## `agentrunctl replay` with real containers, in the test VM (ten minutes; not part of `make test`)
 	tests/run-vm tests/integration/test_replay.py
+
+trace-test: bpf ## `agentrunctl trace` with bcc, in the test VM (minutes; not part of `make test`)
+	tests/run-vm tests/integration/test_trace.py
 
 bench: $(VENV_STAMP) ## bare runtimes against agentrun; rewrites the table in docs/benchmarks.md
 	$(VENV)/bin/python tests/bench/bench.py

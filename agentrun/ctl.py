@@ -19,16 +19,17 @@ from agentrun.bpf.ctl import bpf
 from agentrun.client import VERDICTS, Client, Query
 from agentrun.doctor import Finding, examine
 from agentrun.errors import AgentrunError, CallNotFoundError
+from agentrun.net.ctl import net
 from agentrun.paths import host_paths
 from agentrun.policyctl import policy
 from agentrun.release import release_all
 from agentrun.replay.cli import replay
-from agentrun.terminal import plain
+from agentrun.terminal import format_size, plain
+from agentrun.trace.cli import trace
 from agentrun.units import parse_duration
 
 _FOLLOW_S = 0.5
 _TABLE_ROWS = 100  # a table of more is for programs, which want --json
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -39,17 +40,9 @@ def cli() -> None:
 
 cli.add_command(policy)
 cli.add_command(bpf)
+cli.add_command(net)
 cli.add_command(replay)
-
-
-def format_size(size: float | None) -> str:
-    """Bytes for people: `64 MiB`; a dash for None."""
-    if size is None:
-        return "-"
-    unit = 0
-    while size >= 1024 and unit < len(_UNITS) - 1:
-        size, unit = size / 1024, unit + 1
-    return f"{size:.0f} {_UNITS[unit]}" if size >= 10 or unit == 0 else f"{size:.1f} {_UNITS[unit]}"
+cli.add_command(trace)
 
 
 _LEVELS = {

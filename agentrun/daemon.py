@@ -36,6 +36,7 @@ from agentrun.kernelevents import KernelEvents
 from agentrun.live import Call, Part
 from agentrun.loop import Loop
 from agentrun.memorywatch import MemoryWatch
+from agentrun.net.part import RateNotes
 from agentrun.oomorder import OomOrder
 from agentrun.paths import Paths, host_paths
 from agentrun.schedulerkeeper import SchedulerKeeper
@@ -407,6 +408,7 @@ def main() -> None:
             Background(daemon),
             Images(daemon),
             Starts(daemon),  # after it: it looks at the image
+            RateNotes(daemon),
         )
         controller = Controller(daemon, paths)
         daemon.on_change.append(controller.changed)

@@ -17,6 +17,8 @@ from typing import Any
 from agentrun import calls, config, daemonstatus, ingest, inotify, layout, retention, scx, store
 from agentrun.bpf import check as bpf_check
 from agentrun.errors import StoreError
+from agentrun.net import netlink, rate
+from agentrun.net import status as netstatus
 from agentrun.paths import Paths
 
 CRUN_PS_FIXED = (1, 27, 1)  # crun 1492e83c: `ps` lists nested cgroups
@@ -49,6 +51,7 @@ def examine(paths: Paths) -> list[Finding]:
         _kernel,
         _bpf,
         _scheduler,
+        _network_rates,
         _engines,
         _log,
     ):
@@ -241,6 +244,31 @@ def _bpf(paths: Paths) -> Iterator[Finding]:
 def _scheduler(_: Paths) -> Iterator[Finding]:
     for level, text in scx.findings():
         yield Finding(level, "CPU scheduler", text)
+
+
+def _network_rates(paths: Paths) -> Iterator[Finding]:
+    configuration = config.load(paths)
+    if configuration.mode == "enforce" and rate.are_wanted(configuration.policy):
+        yield from rate_findings(netstatus.read(paths), time.monotonic(), netlink.is_installed())
+
+
+def rate_findings(said: dict[str, Any], now_s: float, is_installed: bool) -> Iterator[Finding]:
+    """What agentrun-net says, where the policy has rates. Pure; `now_s` by CLOCK_MONOTONIC."""
+    what = "network rates"
+    if not is_installed:
+        yield Finding("problem", what, f"not enforced: {netlink.MISSING}")
+    elif not said or now_s - said["at"] > netstatus.STALE_S:
+        text = "agentrun-net does not run: new containers get none (systemctl enable --now agentrun-net)"
+        yield Finding("problem", what, text)
+    elif said.get("problem"):
+        yield Finding("problem", what, f"not enforced: {said['problem']}")
+    else:
+        sessions = said["sessions"]
+        missed = {where: entry for where, entry in sessions.items() if not entry.get("enforced")}
+        yield Finding("ok", what, f"in force for {len(sessions) - len(missed)} containers")
+        for where, entry in sorted(missed.items()):
+            container = where.rpartition("/")[2][:12]
+            yield Finding("note", what, f"not in force for {container}: {'; '.join(entry['why'])}")
 
 
 def _tells_exit_status() -> bool:

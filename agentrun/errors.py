@@ -7,6 +7,8 @@
     ├── StoreError     the SQLite store of finished calls
     ├── CgroupError    a cgroup file or directory
     ├── BpfError       a BPF object, program, map, link or pin
+    ├── TraceError     `agentrunctl trace` lacks something on this host, or finds no such container
+    ├── NetError       an interface, a qdisc or a filter
     ├── RefusedError   a call that the policy does not let start now
     └── HandoffError   no backend to hand off to
 
@@ -65,6 +67,14 @@ class RefusedError(AgentrunError):
 
 class BpfError(AgentrunError):
     """A BPF object cannot be loaded, attached or used; the text says what, where and why."""
+
+
+class TraceError(AgentrunError):
+    """A trace cannot be had; the text says what is missing and how to get it."""
+
+
+class NetError(AgentrunError):
+    """The host's network cannot be looked at or changed; the text says what, where and why."""
 
 
 class SystemCallError(AgentrunError):

@@ -31,6 +31,7 @@ from agentrun import session as sessions
 from agentrun.cgroup import Cgroup
 from agentrun.decide import Decision, decide
 from agentrun.errors import AgentrunError, ConfigError
+from agentrun.net.rate import Rates, of_tier
 from agentrun.paths import Paths, host_paths
 from agentrun.plan import Limits
 from agentrun.policy import ANNOTATION
@@ -195,9 +196,15 @@ def describe(decision: Decision, compiled: dict[str, Any]) -> dict[str, Any]:
         "command": decision.command.words,
         "intent": decision.describe_intent(),
         "limits": plan.limits() if plan else None,
+        "network_rate": dict(rates.items()) if (rates := _rates(decision, compiled)) else None,
         "files": {file: value for _, file, value in plan.files()} if plan else None,
         "reasons": plan.reasons if plan else [decision.why],
     }
+
+
+def _rates(decision: Decision, compiled: dict[str, Any]) -> Rates:
+    """What the whole container of the call sends and receives at most."""
+    return of_tier(compiled, decision.tier) if decision.mode == "enforce" else Rates()
 
 
 def _print_decision(decision: Decision, compiled: dict[str, Any], limits: Limits) -> None:
@@ -221,6 +228,7 @@ def _explanation(decision: Decision, compiled: dict[str, Any], limits: Limits) -
     ]
     if plan is None:
         return [*rows, ("mode", [f"off: left alone ({decision.why})"])]
+    rates = _rates(decision, compiled)
     truth = processdoc.machine_truth(plan, limits.cpus, limits.memory)
     told = " ".join(f"{name}={value}" for name, value in truth.items())
     return [
@@ -229,6 +237,7 @@ def _explanation(decision: Decision, compiled: dict[str, Any], limits: Limits) -
         ("because", plan.reasons),
         ("refused", [f"{part}: {why}" for part, why in decision.intent.refused]),
         ("writes", [f"{file} = {value}" for _, file, value in plan.files()]),
+        ("network", [f"{rates}, the whole container (tier {tier})"] if rates else []),
         ("tells", [told] if told and compiled.get("machine_truth", True) else []),
     ]
 

@@ -27,6 +27,7 @@ from agentrun.policyvalues import (
     Name,
     Network,
     Percent,
+    Rate,
     Template,
     Text,
     User,
@@ -223,6 +224,17 @@ TIER = Table(
         "time": Key(
             Table({"hard": Key(Duration(), "Ceiling of every call in this tier.", "none", "10m", "time")}),
             "Time ceiling.",
+        ),
+        "network": Key(
+            Table(
+                {
+                    "egress": Key(Rate(), "What each container sends, at most.", "none", "10Mbit", "bit/s"),
+                    "ingress": Key(
+                        Rate(), "What each container receives, at most.", "none", "50Mbit", "bit/s"
+                    ),
+                }
+            ),
+            "Network rates of whole containers of this tier (enforced by agentrun-net).",
         ),
         "classes": Key(
             Many(Name("class")),

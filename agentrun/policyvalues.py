@@ -9,10 +9,11 @@ from typing import Any
 import yaml
 
 from agentrun.intent import is_name
+from agentrun.net.rate import LEAST, MOST, parse_rate, show_rate
 from agentrun.netprofile import WORDS
 from agentrun.policytypes import SHOWN, Reading, Reference, scalar, shown, suggestion
 from agentrun.shellwords import first_command
-from agentrun.units import parse_count, parse_duration, parse_number, parse_size
+from agentrun.units import parse_count, parse_duration, parse_number, parse_size, show_number
 
 BOOLEANS = {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False}
 
@@ -227,6 +228,38 @@ class Duration:
 
     def schema(self) -> dict[str, Any]:
         return {"type": "string", "pattern": r"^([0-9.]+(ms|s|m|h|d))+$"}
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """Bits per second of a network, compiled to their number."""
+
+    label: str = "rate"
+
+    def read(self, node: yaml.Node, path: str, reading: Reading) -> Any:
+        text = scalar(node) or ""
+        rate = parse_rate(text)
+        if rate is None:
+            reading.expected(node, path, f"bits per second such as 10Mbit or 1Gbit{_rate_hint(text)}")
+        elif not LEAST <= rate <= MOST:
+            reading.expected(node, path, f"a rate from {show_rate(LEAST)} to {show_rate(MOST)}")
+            return None
+        return rate
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": "string", "pattern": r"^[0-9.]+[kKmMgG][bB][iI][tT](/[sS])?$"}
+
+
+def _rate_hint(text: str) -> str:
+    """What was probably meant: megabits where there is no unit, bytes or bits by `MB/s` and `Mbps`."""
+    if parse_number(text):
+        return f" (did you mean '{text}Mbit'?)"
+    short = text.removesuffix("/s").removesuffix("ps")
+    unit = {"k": "kbit", "m": "Mbit", "g": "Gbit"}.get(short[-2:-1].lower())
+    number = parse_number(short[:-2])
+    if unit is None or number is None or short[-1:].lower() != "b":
+        return ""
+    return f" (bits: '{show_number(number)}{unit}', bytes: '{show_number(number * 8)}{unit}')"
 
 
 @dataclass(frozen=True, slots=True)

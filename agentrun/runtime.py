@@ -83,6 +83,8 @@ def _start(host: Host, found: container.Container) -> None:
     if choice.mode == "enforce":
         tier = policy["tiers"].get(choice.tier, {})
         layout.share_cpu(container_cgroup, tier.get("cpu", {}).get("weight"))
+        if tier.get("network"):
+            _show(host.paths, found)
     if missing:
         log.warn(
             host.paths,
@@ -90,6 +92,13 @@ def _start(host: Host, found: container.Container) -> None:
             container=found.container_id,
             controllers=missing,
         )
+
+
+def _show(host: paths.Paths, found: container.Container) -> None:
+    """Make the directory of a container before its first call: agentrun-net sets its rate when it appears."""
+    session = calls.open_calls(host, found.root, found.container_id)
+    if session is not None:
+        session.close()
 
 
 def _delete(host: Host, invocation: argv.Invocation, found: container.Container) -> None:

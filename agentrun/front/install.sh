@@ -27,7 +27,7 @@ render() {
 	mv -f "$2.new" "$2"
 }
 
-for package in agentrun agentrun/bpf agentrun/controller agentrun/replay; do
+for package in agentrun agentrun/bpf agentrun/controller agentrun/net agentrun/replay agentrun/trace; do
 	install -d -m 0755 "$bin" "$lib/$package"
 	for module in "$package"/*.py; do
 		place "$module" "$lib/$module" 0644
@@ -44,6 +44,7 @@ for object in bpf/build/*.bpf.o; do
 	case $object in */align.bpf.o | *'*'*) continue ;; esac
 	place "$object" "$lib/bpf/${object##*/}" 0644
 done
+place bpf/trace.bcc.c "$lib/bpf/trace.bcc.c" 0644 # for `agentrunctl trace`: bcc compiles it on the host
 place agentrun/front/oci.py "$lib/oci.py" 0644
 # unchecked-hash: the hot path then never looks at the sources (one stat less for each module).
 "$python" -I -S -m compileall -q -o 2 --invalidation-mode unchecked-hash -s "$lib" -p "$LIBEXECDIR" "$lib/agentrun"
@@ -55,7 +56,7 @@ render agentrun/front/agentrun.in "$bin/agentrun"
 render agentrun/front/agentrunctl.in "$bin/agentrunctl"
 install -d -m 0755 "$DESTDIR$SBINDIR" "$DESTDIR$UNITDIR"
 render agentrun/front/agentrund.in "$DESTDIR$SBINDIR/agentrund"
-for unit in agentrund.service agentrun-bpf.service agentrun-scx.service; do
+for unit in agentrund.service agentrun-bpf.service agentrun-net.service agentrun-scx.service; do
 	sed -e "s|@SBINDIR@|$SBINDIR|" -e "s|@BINDIR@|$BINDIR|" "configs/$unit" >"$DESTDIR$UNITDIR/$unit.new"
 	chmod 0644 "$DESTDIR$UNITDIR/$unit.new"
 	mv -f "$DESTDIR$UNITDIR/$unit.new" "$DESTDIR$UNITDIR/$unit"

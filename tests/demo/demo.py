@@ -18,8 +18,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from agentrun.ctl import format_size
 from agentrun.records import digest
+from agentrun.terminal import format_size
 
 NAME = "agentrun-demo"
 IMAGE = os.environ.get("IMAGE", "agentrun-test/agentbox")

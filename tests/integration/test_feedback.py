@@ -132,10 +132,10 @@ def test_exec_ends_whatever_of_ours_is_stopped(engine, name):
     daemon_too, keeper_too = STOPS[name]
     daemon_pid = int(run("systemctl", "show", "-P", "MainPID", "agentrund").stdout)
     keeper_pid = keeper()
-    began = time.monotonic()
     plain = start(engine, "sleep", "8")
     wait_for(lambda: "sleep" in names_in_calls(engine), "the call to begin")
     time.sleep(1)  # until its stderr is held: a keeper that holds nothing may stay stopped for 20 s
+    began = time.monotonic()
     if daemon_too:
         os.kill(daemon_pid, 19)
     if keeper_too:

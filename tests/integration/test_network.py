@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
+from runtimes import run, wait_for
 from test_bpf import loaded as loaded
-from watched import call
+from watched import call, start
 from watched import daemon as daemon
 from watched import engine as engine
 
@@ -19,3 +22,21 @@ def test_agentrund_puts_the_network_of_a_call_into_its_record(engine):
     done, free = call(engine, "python3", "-c", f"{code}; s.send(b'x' * 100)")
     assert done.returncode == 0, done.stderr
     assert free["network"] == {"profile": "default", "denied": 0, "tx_bytes": 128, "rx_bytes": 0}
+
+
+def test_listing_of_networks_has_what_calls_that_run_have_sent(engine):
+    code = (
+        "import socket, time; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); "
+        "s.connect(('127.0.0.1', 9)); s.send(b'x' * 100); time.sleep(100)"
+    )
+    process = start(engine, "python3", "-c", code)
+    try:
+
+        def sent() -> list[int]:
+            (box,) = json.loads(run("agentrunctl", "net", "box", "--json").stdout)
+            return [one["tx_bytes"] for one in box["calls"] if one["tx_bytes"]]
+
+        assert wait_for(sent, "the call's bytes") == [128]
+    finally:
+        run("agentrunctl", "kill", "--all-calls")
+        process.wait(timeout=60)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from agentrun import ctl
+from agentrun import ctl, terminal
 from agentrun.client import Client, blame
 from agentrun.errors import CallNotFoundError
 
@@ -83,7 +83,7 @@ def test_container_and_last_choose(host):
 
 @pytest.mark.parametrize(("size", "text"), [(None, "-"), (0, "0 B"), (1536, "1.5 KiB"), (64 << 20, "64 MiB")])
 def test_size_is_for_people(size, text):
-    assert ctl.format_size(size) == text
+    assert terminal.format_size(size) == text
 
 
 def test_inspect_shows_one_call_by_the_beginning_of_its_id(host):

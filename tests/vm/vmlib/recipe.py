@@ -8,18 +8,19 @@ SMP = 2
 MEM = "4G"
 SNAPSHOT = "ready"
 
-# A kernel with sched_ext and BTF comes from backports.
-BACKPORTED = ("linux-image-cloud-amd64", "bpftool")
+# A kernel with sched_ext and BTF comes from backports. Its headers, and bpfcc below, are for `agentrunctl
+# trace`, which compiles its probes where it runs.
+BACKPORTED = ("linux-image-cloud-amd64", "linux-headers-cloud-amd64", "bpftool")
 
-# Nothing that brings LLVM or mesa (bpfcc, stress-ng): BPF is compiled on the host, and every
-# package costs time in a build that CI starts from nothing.
+# Nothing that brings mesa (stress-ng): every package costs time in a build that CI starts from nothing.
+# All other BPF is compiled on the host.
 SYSTEM_PACKAGES = [
     "systemd", "systemd-sysv", "udev", "dbus", "openssh-server", "kmod", "procps", "iproute2",
     "iptables", "nftables", "docker.io", "docker-cli", "podman", "containerd", "runc", "crun",
     "conmon", "netavark", "aardvark-dns", "python3", "python3-click", "python3-rich",
     "python3-yaml", "python3-jsonschema", "python3-pytest", "python3-hypothesis",
-    "python3-pyroute2", "python3-tomlkit", "python3-prometheus-client", "libbpf1", "make", "jq",
-    "busybox-static", "strace", "rsync", "socat", "attr",
+    "python3-pyroute2", "python3-tomlkit", "python3-prometheus-client", "python3-bpfcc", "libbpf1",
+    "make", "jq", "busybox-static", "strace", "rsync", "socat", "attr",
 ]  # fmt: skip
 
 AGENTBOX_PACKAGES = ["python3-minimal", "bash", "coreutils", "procps", "dash", "busybox-static"]

@@ -1,0 +1,75 @@
+"""Rates: their text, what a tier has, what several containers of one network namespace have together. Pure.
+
+Rates are bits per second with decimal prefixes, as links are sold and as tc(8) counts them: 10Mbit is
+10,000,000 bit/s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from agentrun.units import parse_number, show_number
+
+LEAST = 64_000  # below, one full packet takes longer than a TCP sender waits before it sends it again
+MOST = 32_000_000_000  # pyroute2 writes 32 bits of bytes per second (TCA_TBF_PARMS)
+_UNITS = {"gbit": 1_000_000_000, "mbit": 1_000_000, "kbit": 1_000}
+_NAMES = {"gbit": "Gbit", "mbit": "Mbit", "kbit": "kbit"}
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Bits per second as the container sees it: `egress` is what it sends; None is not limited."""
+
+    egress: int | None = None
+    ingress: int | None = None
+
+    def __bool__(self) -> bool:
+        return self.egress is not None or self.ingress is not None
+
+    def __str__(self) -> str:
+        parts = [f"{name} {show_rate(value)}" for name, value in self.items() if value is not None]
+        return ", ".join(parts) or "not limited"
+
+    def items(self) -> tuple[tuple[str, int | None], ...]:
+        """Both by name."""
+        return ("egress", self.egress), ("ingress", self.ingress)
+
+
+NONE = Rates()
+
+
+def parse_rate(text: str) -> int | None:
+    """Bits per second of `10Mbit` or `10Mbit/s`; None for anything else (MB is bytes, mbps is tc's bytes)."""
+    lowered = text.lower().removesuffix("/s")
+    factor = _UNITS.get(lowered[-4:])
+    number = parse_number(lowered[:-4])
+    return round(number * factor) or None if factor and number else None
+
+
+def show_rate(rate: int) -> str:
+    """A rate for people, in the largest unit that leaves at least 1."""
+    for unit, factor in _UNITS.items():
+        if rate >= factor:
+            return show_number(rate / factor) + _NAMES[unit]
+    return f"{rate}bit"
+
+
+def of_tier(policy: Mapping[str, Any], tier: str | None) -> Rates:
+    """The rates of containers of a tier; without a tier there are none."""
+    network = policy.get("tiers", {}).get(tier, {}).get("network", {})
+    return Rates(network.get("egress"), network.get("ingress"))
+
+
+def are_wanted(policy: Mapping[str, Any]) -> bool:
+    """Whether any tier has a rate."""
+    return any(of_tier(policy, name) for name in policy.get("tiers", {}))
+
+
+def strictest(rates: Iterable[Rates]) -> Rates:
+    """What holds for containers that share a network namespace: the least of each."""
+    found = list(rates)
+    egress = [each.egress for each in found if each.egress is not None]
+    ingress = [each.ingress for each in found if each.ingress is not None]
+    return Rates(min(egress, default=None), min(ingress, default=None))

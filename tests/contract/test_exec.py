@@ -119,7 +119,8 @@ def test_policy_decides_about_a_call(policy_box):
     state = json.loads(slot_file(policy_box, 0).read_text())
     assert (state["class"], state["rule"], state["limits"]["pids"]) == ("test", "tests", 50)
     assert len(state["policy"]) == 16 and state["command"]["name"] == "pytest"
-    assert (state["care"], state["tty"]) == ({"feedback": "on", "background": "demote", "stall": None}, False)
+    care = {"feedback": "on", "background": "demote", "stall": None, "oom_score_adj": 500}
+    assert (state["care"], state["tty"]) == (care, False)
     assert state["ceilings"]["pids"] == 77
     policy_box.run(*root(policy_box), "exec", "box", "env", "AGENTRUN_INTENT=class=small", "pytest")
     states = [json.loads(slot_file(policy_box, n).read_text()) for n in (0, 1) if slot_files(policy_box, n)]

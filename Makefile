@@ -13,7 +13,7 @@ VENV ?= .venv
 VENV_STAMP := $(VENV)/.installed
 VM := tests/vm/vm
 
-.PHONY: help install uninstall bpf demo test lint native-test vm-test scx-test admission-test replay-test rates-test trace-test bench bench-isolation bench-scx clean
+.PHONY: help install uninstall bpf demo test lint native-test vm-test scx-test admission-test boost-test replay-test rates-test trace-test bench bench-isolation bench-scx clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -58,7 +58,6 @@ vm-test: bpf ## integration tests on real docker, podman, containerd, runc and c
 		"tests/integration/test_bpf.py tests/integration/test_network.py" \
 		"tests/integration/test_kernel.py" \
 		"tests/integration/test_controller.py tests/integration/test_store.py" \
-		"tests/integration/test_boost.py tests/integration/test_lending.py" \
 		"tests/integration/test_learned.py" \
 		"tests/integration/test_memcg_ops.py"
 
@@ -70,6 +69,9 @@ admission-test: bpf ## calls that wait before they start, in the test VM (its ti
 
 rates-test: ## network rates measured on docker and podman, in the test VM (wants a quiet machine; not part of `make test`)
 	tests/run-vm tests/integration/test_rates.py
+
+boost-test: bpf ## what short calls and idle guarantees get, in the test VM (wants a quiet machine; not part of `make test`)
+	tests/run-vm "tests/integration/test_boost.py tests/integration/test_lending.py"
 
 replay-test: ## `agentrunctl replay` with real containers, in the test VM (ten minutes; not part of `make test`)
 	tests/run-vm tests/integration/test_replay.py

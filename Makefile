@@ -49,15 +49,15 @@ native-test: $(VENV_STAMP) bpf ## unit and contract tests, without a VM (root ma
 
 vm-test: bpf ## integration tests on real docker, podman, containerd, runc and crun, in the test VM
 	tests/run-vm \
-		"tests/integration/test_by_hand.py" \
 		"tests/integration/test_engines.py" \
 		"tests/integration/test_policy.py" \
-		"tests/integration/test_feedback.py" \
 		"tests/integration/test_verdicts.py" \
 		"tests/integration/test_edges.py tests/integration/test_daemon.py" \
-		"tests/integration/test_bpf.py tests/integration/test_network.py" \
+		"tests/integration/test_feedback.py" \
+		"tests/integration/test_by_hand.py" \
 		"tests/integration/test_kernel.py" \
 		"tests/integration/test_controller.py tests/integration/test_store.py" \
+		"tests/integration/test_bpf.py tests/integration/test_network.py" \
 		"tests/integration/test_learned.py" \
 		"tests/integration/test_memcg_ops.py"
 

@@ -54,11 +54,11 @@ def test_background_process_keeps_the_call_alive(node):
 
 def test_restarted_daemon_finds_everything_again(node):
     node.start()
-    first = node.call("sleep", "2")
+    first = node.call("sleep", "6")
     second = node.call("sleep", "0.2")
     assert node.stop(signal.SIGKILL) == -signal.SIGKILL
     time.sleep(0.4)
-    third = node.call("sleep", "1.5")
+    third = node.call("sleep", "5")
     node.reap()
     node.start()
     for call_id in (first, second, third):

@@ -108,7 +108,8 @@ CASES_OF = {
     "slowed by its CPU limit": Case(
         ("python3", "-c", BUSY.format(1)), "ok", flags=has("cpu-throttled"), intent="cpu=0.25"
     ),
-    "not slowed: idle under a CPU limit": Case(("sleep", "1"), "ok", intent="cpu=2"),  # runc starts in it, on all CPUs
+    # Two CPUs: runc starts in it too, and on all of them.
+    "not slowed: idle under a CPU limit": Case(("sleep", "1"), "ok", intent="cpu=2"),
     "out of processes": sh(
         "for i in $(seq 40); do sleep 1 & done", "failed", 2, flags=has("background"), intent="pids=20"
     ),

@@ -17,6 +17,16 @@ _REMOVE_TRIES = 10
 _MOVE_ROUNDS = 100
 
 
+def parse_pressure(text: str) -> dict[str, tuple[float, int]]:
+    """A PSI file: for `some` and `full`, the percent of the last 10 s and the microseconds in all. Pure."""
+    rows = [line.split() for line in text.splitlines()]
+    return {
+        row[0]: (float(row[1].removeprefix("avg10=")), int(row[4].removeprefix("total=")))
+        for row in rows
+        if len(row) == 5
+    }
+
+
 class Cgroup:
     """One cgroup directory. Writes raise CgroupError; reads of a missing file give None."""
 
@@ -86,6 +96,13 @@ class Cgroup:
             return None
         rows = (line.split() for line in text.splitlines())
         return {row[0]: int(row[1]) for row in rows if len(row) == 2 and row[1].isdigit()}
+
+    def kernel_id(self) -> int | None:
+        """The id that BPF programs know it by: the inode of its directory. None when it is gone."""
+        try:
+            return posix.stat(self.path, follow_symlinks=False).st_ino
+        except OSError:
+            return None
 
     def pids(self) -> list[int]:
         """Processes that are directly in this cgroup."""

@@ -14,11 +14,12 @@ from agentrun.paths import getenv
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
 _STATE_LIMIT = 16 << 20
 _STATE_FILES = {"runc": "state.json", "crun": "status"}
+KINDS = tuple(_STATE_FILES)
 _ID_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+.-")
 _ID_LENGTH = 200
 
@@ -106,6 +107,12 @@ def find(container_id: str, root: str | None, kinds: Sequence[str], cgroup_root:
             if data is not None:
                 return _read_state(kind, _absolute(candidate), container_id, data, cgroup_root)
     return None
+
+
+def place_of(state: Mapping[str, Any]) -> tuple[str, str, str] | None:
+    """Root, id and kind of the container that a call's state names; None where that is none of ours."""
+    root, name, kind = (str(state.get(key) or "") for key in ("root", "container", "backend"))
+    return (root, name, kind) if root and is_valid_id(name) and kind in KINDS else None
 
 
 def find_by_prefix(prefix: str, root: str | None, kinds: Sequence[str], cgroup_root: str) -> Container | None:

@@ -19,9 +19,10 @@ _PF_EXITING = 0x4  # include/linux/sched.h
 
 def took_along(state: dict[str, Any], cgroup_root: str) -> bool:
     """Whether the container of a call is ending or has ended; False where nothing is known of it."""
-    root, name, kind = (str(state.get(key) or "") for key in ("root", "container", "backend"))
-    if not root or not container.is_valid_id(name) or kind not in ("runc", "crun"):
+    place = container.place_of(state)
+    if place is None:
         return False
+    root, name, kind = place
     found = container.find(name, root, [kind], cgroup_root)
     if found is None:
         return not os.path.lexists(f"{root}/{name}")

@@ -6,12 +6,11 @@ written anew every few seconds, so one that is old while agentrund lives means t
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from typing import Any
 
-from agentrun import fastjson, files, log
+from agentrun import log, statusfile
 from agentrun.loop import Loop
 from agentrun.paths import Paths
 
@@ -30,12 +29,7 @@ def read(paths: Paths) -> dict[str, Any] | None:
 
     None where nothing is there that can be read.
     """
-    try:
-        data = files.read_regular(path_of(paths), _SIZE_LIMIT)
-        found = fastjson.loads(data) if data else None
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) and isinstance(found.get("at"), (int, float)) else None
+    return statusfile.read(path_of(paths), _SIZE_LIMIT)
 
 
 class DaemonStatus:
@@ -56,10 +50,9 @@ class DaemonStatus:
     def write(self) -> None:
         """Write what is so now; that it cannot be written is said once."""
         said: dict[str, object] = {name: source() for name, source in self.sources.items()}
-        now = time.monotonic()
-        said |= {"pid": os.getpid(), "at": now, "up_s": now - self._started}
+        said["up_s"] = time.monotonic() - self._started
         try:
-            files.write_atomic(path_of(self._paths), fastjson.dumps(said).encode("ascii"))
+            statusfile.write(path_of(self._paths), said)
             self._failed = False
         except OSError as error:
             if not self._failed:

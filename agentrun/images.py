@@ -45,7 +45,7 @@ class Images(Part):
         paths = self.daemon.paths
         if not container.is_valid_id(container_id):
             return None
-        found = container.find(container_id, root, ("runc", "crun"), paths.cgroup_root)
+        found = container.find(container_id, root, container.KINDS, paths.cgroup_root)
         if found is None:
             return None
         image = session.facts_of(found, paths.cgroup_root, paths.root).image

@@ -12,7 +12,6 @@ loop, and the record of a call waits for `_PATIENCE_S` at most for what was not 
 from __future__ import annotations
 
 import mmap
-import os
 import select
 import time
 from typing import TYPE_CHECKING, Any
@@ -43,11 +42,11 @@ def level_of(limit: int, call: Call, cgroup_root: str) -> tuple[str | None, str 
     if limit == types.LIMIT_HOST:
         return "host", None
     for cgroup, level in records.levels(call.cgroup):
-        try:
-            if os.stat(cgroup.path).st_ino == limit:
-                return level, cgroup.path
-        except OSError:
+        number = cgroup.kernel_id()
+        if number is None:
             return None, None  # it is gone with its container
+        if number == limit:
+            return level, cgroup.path
         if cgroup.path == cgroup_root:
             break
     return None, None
@@ -151,9 +150,8 @@ class KernelEvents(Part):
         """Know a call by its cgroup's id, which is there before its first process."""
         if call.id in self._ids:
             return
-        try:
-            number = os.stat(call.cgroup.path).st_ino
-        except OSError:
+        number = call.cgroup.kernel_id()
+        if number is None:
             return
         self._ids[call.id] = number
         self._calls[number] = call

@@ -96,7 +96,10 @@ class OomOrder(Part):
 
     def _base(self, call: Call) -> int | None:
         """The value of the container's first process; None when it is gone."""
-        root, name, kind = (str(call.state.get(key) or "") for key in ("root", "container", "backend"))
+        place = container.place_of(call.state)
+        if place is None:
+            return None
+        root, name, kind = place
         found = container.find(name, root, [kind], self.daemon.paths.cgroup_root)
         if found is None:
             return None

@@ -177,7 +177,7 @@ def _find_container(host: Paths, container_id: str, root: str | None) -> contain
     roots = [root] if root else ["/run/docker/runtime-runc/moby", "/run/containerd/runc/k8s.io",
                                  "/run/containerd/runc/default", None]  # fmt: skip
     for candidate in roots:
-        found = container.find_by_prefix(container_id, candidate, ("runc", "crun"), host.cgroup_root)
+        found = container.find_by_prefix(container_id, candidate, container.KINDS, host.cgroup_root)
         if found is not None:
             return found
     raise AgentrunError(f"find container {container_id!r}: no backend knows it (see --root)")

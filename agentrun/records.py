@@ -9,7 +9,7 @@ import posix
 import time
 
 from agentrun import fastjson, files, intent, journal, verdict
-from agentrun.cgroup import Cgroup
+from agentrun.cgroup import Cgroup, parse_pressure
 from agentrun.errors import StateError
 
 TYPE_CHECKING = False
@@ -192,9 +192,8 @@ def stalled_us(call: Cgroup, kind: str) -> dict[str, int] | None:
 
     None where the kernel does not tell.
     """
-    lines = [line.split() for line in (call.read(f"{kind}.pressure") or "").splitlines()]
-    totals = {words[0]: int(words[-1].removeprefix("total=")) for words in lines if len(words) == 5}
-    return totals or None
+    pressure = parse_pressure(call.read(f"{kind}.pressure") or "")
+    return {who: total for who, (_, total) in pressure.items()} or None
 
 
 def append(paths: Paths, record: dict[str, Any]) -> None:

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import NoReturn
 
-_KINDS = ("runc", "crun")
 # A container must stay deletable and listable whatever the operator's fail policy is.
 _MAY_REFUSE = ("start", "exec")
 
@@ -32,7 +31,7 @@ class Host:
         self.paths = host
         self.config = configuration
         configured = dict.fromkeys(kind for kind, _ in configuration.backends)
-        self.kinds = (pinned,) if pinned in _KINDS else tuple(configured) or _KINDS
+        self.kinds = (pinned,) if pinned in container.KINDS else tuple(configured) or container.KINDS
 
     def backend(self, kind: str) -> str:
         """The backend of a kind. Raises HandoffError where none is installed."""

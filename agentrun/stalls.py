@@ -57,15 +57,12 @@ class Signs:
 
     def __init__(self, files: Files) -> None:
         self.files = files
-        self.waited_us: dict[bytes, int] = {}
+        self.waited_us: dict[str, int] = {}
         self._before: tuple[int, int, int] = (0, 0, 0)
 
     def look(self) -> None:
         """Read how long it waited for memory."""
-        rows = [line.split() for line in (self.files.read("memory.pressure") or b"").splitlines()]
-        self.waited_us = {
-            row[0]: int(row[-1].removeprefix(b"total=")) for row in rows if row[-1].startswith(b"total=")
-        }
+        self.waited_us = {who: total for who, (_, total) in self.files.pressure("memory").items()}
 
     def is_news(self, denied: int) -> bool:
         """Whether anything is worth a closer look, since the last one that was.
@@ -74,7 +71,7 @@ class Signs:
         """
         least = SECONDS * 1e6
         throttled = self.files.pairs("cpu.stat").get(b"throttled_usec", 0)
-        waits = (throttled, self.waited_us.get(b"some", 0))
+        waits = (throttled, self.waited_us.get("some", 0))
         now = (*(wait if wait >= least else 0 for wait in waits), denied)
         is_news = now != self._before
         self._before = (now[0], now[1], now[2])
@@ -135,7 +132,7 @@ class Stalls(Part):
 
     def _watch_stall(self, call: Call, window: Window, rule: dict[str, Any], signs: Signs) -> bool:
         """Whether the call stalled, and what had to be done about that was done."""
-        full = signs.waited_us.get(b"full")
+        full = signs.waited_us.get("full")
         if full is None:
             return False
         share = window.add(time.monotonic(), full)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable
 
 from agentrun.controller import boosts
 from agentrun.controller.boosts import Contender, Family, Judgement
-from agentrun.controller.snapshot import Files, Member, Reader
+from agentrun.controller.snapshot import Member, Reader
 
 _RECENT_S = 2.0  # the kernel's own average is made anew so often (kernel/sched/psi.c, PSI_FREQ)
 
@@ -73,7 +73,7 @@ class Booster:
     def _is_contended(self, parent: str, now: float) -> bool:
         """Whether calls of a container wait for CPUs; yes where the kernel does not say."""
         files = self._reader.above(parent)
-        waited = None if files is None else _waited(files)
+        waited = None if files is None else files.pressure("cpu").get("some")
         if waited is None:
             return True
         average, total = waited
@@ -86,16 +86,3 @@ class Booster:
 def _is_over(member: Member) -> bool:
     """Whether nothing of a call lives any more; its record may take a while yet."""
     return member.files.pairs("cgroup.events").get(b"populated") != 1
-
-
-def _waited(files: Files) -> tuple[float, int] | None:
-    """How long some wait for CPUs: percent of the last 10 s, microseconds in all. None without PSI."""
-    for line in (files.read("cpu.pressure") or b"").splitlines():
-        words = line.split()
-        if words[:1] == [b"some"]:
-            found = dict(word.split(b"=", 1) for word in words[1:] if b"=" in word)
-            try:
-                return float(found[b"avg10"]), int(found[b"total"])
-            except (KeyError, ValueError):
-                return None
-    return None

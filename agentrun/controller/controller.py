@@ -19,11 +19,12 @@ from agentrun.cgroup import Cgroup
 from agentrun.controller import apply
 from agentrun.controller.booster import Booster
 from agentrun.controller.decisions import CALM_S, WATCH, decide
-from agentrun.controller.gatefile import GateFile, Policy
+from agentrun.controller.gatefile import GateFile, admits
 from agentrun.controller.model import HOST, Action, Decision, Memory, Snapshot
 from agentrun.controller.snapshot import Reader
 from agentrun.errors import CgroupError
 from agentrun.paths import Paths
+from agentrun.policyinforce import InForce
 
 SPACING_S = 0.004  # between two looks, whatever wakes us
 _YOUNG_S = 5.0  # a runtime places the first process within so long
@@ -67,7 +68,7 @@ class Controller:
         self._reader = Reader(paths.cgroup_root)
         self._journal = apply.Journal(paths)
         self._gate_file = GateFile(paths)
-        self._policy = Policy(paths)
+        self._policy_admits = InForce(paths, admits, False)
         self._booster = Booster(self._reader)
         self._populated: tuple[str, ...] = ()
         self._boost_planned = False
@@ -196,7 +197,7 @@ class Controller:
 
     def _take_members(self) -> None:
         self._stale = False
-        self._admits = self._policy.admits()
+        self._admits = self._policy_admits.says()
         self._live = {call.cgroup.path: call for call in self._loop.live.values()}
         new, gone = self._reader.update({key: call.state for key, call in self._live.items()})
         for member in gone:

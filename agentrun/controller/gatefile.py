@@ -12,7 +12,6 @@ from agentrun.paths import Paths
 
 VALID_S = 3.0  # should agentrund hang, calls wait no longer than that
 REFRESH_S = 1.0
-_POLICY_LIMIT = 16 << 20
 
 
 class GateFile:
@@ -51,23 +50,6 @@ class GateFile:
             log.warn(self.paths, "gate not removed", path=self.paths.gate, error=str(error))
 
 
-class Policy:
-    """Whether the policy in force lets any call wait; read anew when it was compiled anew."""
-
-    def __init__(self, paths: Paths) -> None:
-        self.paths = paths
-        self._stamp: tuple[int, int] | None = None
-        self._admits = False
-
-    def admits(self) -> bool:
-        """See above; no where there is none to read."""
-        try:
-            info = os.stat(self.paths.compiled)
-            if (info.st_mtime_ns, info.st_ino) != self._stamp:
-                self._stamp = (info.st_mtime_ns, info.st_ino)
-                self._admits = False
-                compiled = fastjson.loads(files.read_regular(self.paths.compiled, _POLICY_LIMIT) or b"")
-                self._admits = any("admission" in tier for tier in compiled["policy"]["tiers"].values())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            self._admits = False  # an exec compiles it, or says what is wrong with it
-        return self._admits
+def admits(policy: Mapping[str, Any]) -> bool:
+    """Whether a compiled policy lets any call wait. Pure."""
+    return any("admission" in tier for tier in policy["tiers"].values())

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from agentrun import layout
+from agentrun.cgroup import parse_pressure
 from agentrun.controller.decisions import WATCH
 from agentrun.controller.model import HOST, Bound, Call, Domain, Rank, Snapshot
 from agentrun.plan import WEIGHT_DEFAULT
@@ -57,6 +58,10 @@ class Files:
         """A flat keyed file; empty where it is missing."""
         rows = (line.split() for line in (self.read(name) or b"").splitlines())
         return {row[0]: int(row[1]) for row in rows if len(row) >= 2 and row[1].isdigit()}
+
+    def pressure(self, kind: str) -> dict[str, tuple[float, int]]:
+        """How long `memory`, `cpu` or `io` was waited for (see `parse_pressure`); empty without PSI."""
+        return parse_pressure((self.read(f"{kind}.pressure") or b"").decode("ascii", "replace"))
 
     def close(self) -> None:
         """Let go of all of them."""

@@ -6,49 +6,37 @@ in force.
 
 from __future__ import annotations
 
-import os
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from agentrun import fastjson, files
 from agentrun.live import Call, Part
 from agentrun.net import status
 from agentrun.net.rate import NONE, Rates, of_tier
-from agentrun.paths import Paths
+from agentrun.policyinforce import InForce
 
 if TYPE_CHECKING:
     from agentrun.daemon import Daemon
 
 NOT_ENFORCED = "network.rate"
-_POLICY_LIMIT = 16 << 20
+
+
+def rates_of(policy: Mapping[str, Any]) -> dict[str, Rates]:
+    """What each tier of a compiled policy has. Pure."""
+    return {name: of_tier(policy, name) for name in policy["tiers"]}
 
 
 class RateNotes(Part):
     """Notes `network.rate` in `not_enforced` of the calls that it applies to."""
 
     def __init__(self, daemon: Daemon) -> None:
-        self._paths: Paths = daemon.paths
-        self._stamp: tuple[int, int] | None = None
-        self._tiers: dict[str, Rates] = {}
+        self._paths = daemon.paths
+        self._rates = InForce[dict[str, Rates]](daemon.paths, rates_of, {})
 
     def is_done(self, call: Call) -> bool:
         """Look at the end of a call: at its beginning the keeper may not have seen its container yet."""
         state = call.state
-        wants = state.get("mode") == "enforce" and self._rates(str(state.get("tier")))
+        wants = state.get("mode") == "enforce" and self._rates.says().get(str(state.get("tier")), NONE)
         if wants and not status.holds(status.read(self._paths), call.where):
             noted = state.get("not_enforced")
             call.unsaved["not_enforced"] = sorted({*(noted if isinstance(noted, list) else ()), NOT_ENFORCED})
         return True
-
-    def _rates(self, tier: str) -> Rates:
-        """A tier's rates by the policy in force, read anew when it was compiled anew."""
-        try:
-            info = os.stat(self._paths.compiled)
-            if (info.st_mtime_ns, info.st_ino) != self._stamp:
-                self._stamp, self._tiers = (info.st_mtime_ns, info.st_ino), {}
-                # Not `config.load`: that may compile, which the loop has no time for.
-                compiled = fastjson.loads(files.read_regular(self._paths.compiled, _POLICY_LIMIT) or b"")
-                policy = compiled["policy"]
-                self._tiers = {name: of_tier(policy, name) for name in policy["tiers"]}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            self._tiers = {}  # an exec compiles it, or says what is wrong with it
-        return self._tiers.get(tier, NONE)

@@ -18,7 +18,6 @@ from agentrun.policy import select_session
 
 _DEV_LIMIT = 1 << 16  # bytes of /proc/PID/net/dev: some 500 interfaces
 _NAMES_LIMIT = 32
-_KINDS = ("runc", "crun")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +86,7 @@ def read(paths: Paths, configuration: Config, *, names: bool = False) -> Iterato
         root = calls.unescape_root(head.rpartition("/")[2])
         if not container.is_valid_id(container_id):
             continue
-        found = container.find(container_id, root, _KINDS, paths.cgroup_root)
+        found = container.find(container_id, root, container.KINDS, paths.cgroup_root)
         if found is None or not found.is_running():
             continue
         facts = session.facts_of(found, paths.cgroup_root, paths.root)

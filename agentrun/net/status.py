@@ -5,12 +5,10 @@ It is true for as long as the containers live: rates stay in the kernel when the
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Iterable
 from typing import Any
 
-from agentrun import fastjson, files
+from agentrun import statusfile
 from agentrun.net.look import Network
 from agentrun.paths import Paths
 
@@ -41,18 +39,13 @@ def describe(networks: Iterable[Network]) -> dict[str, Any]:
 
 def write(paths: Paths, sessions: dict[str, Any], problem: str) -> None:
     """Say it. `problem` is why nothing could be looked at, or empty. Raises OSError."""
-    said = {"at": time.monotonic(), "pid": os.getpid(), "problem": problem, "sessions": sessions}
-    files.write_atomic(path_of(paths), fastjson.dump_bytes(said))
+    statusfile.write(path_of(paths), {"problem": problem, "sessions": sessions})
 
 
 def read(paths: Paths) -> dict[str, Any]:
     """What was said last: `at` (CLOCK_MONOTONIC, s), `pid`, `problem`, `sessions`; else empty."""
-    try:
-        data = files.read_regular(path_of(paths), _SIZE_LIMIT)
-        found = fastjson.loads(data) if data else None
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) and isinstance(found.get("sessions"), dict) else {}
+    found = statusfile.read(path_of(paths), _SIZE_LIMIT)
+    return found if found is not None and isinstance(found.get("sessions"), dict) else {}
 
 
 def holds(said: dict[str, Any], where: str) -> bool:

@@ -17,7 +17,7 @@ from agentrun.errors import StateError
 from agentrun.paths import Paths
 from agentrun.trace.rows import AGENT, ENDED, LIVE, OTHERS, Row, Totals, add, since
 from agentrun.trace.source import Counts, Reading
-from agentrun.trace.target import Target, cgroup_id
+from agentrun.trace.target import Target
 
 KEPT_ENDED = 1000  # ended calls with a row of their own; older ones are together in one
 
@@ -83,7 +83,7 @@ class Collector:
 
     def is_over(self) -> bool:
         """Whether the container has ended."""
-        same = cgroup_id(self.target.cgroup.path) == self.target.cgroup_id
+        same = self.target.cgroup.kernel_id() == self.target.cgroup_id
         return not same or not self.target.cgroup.is_populated()
 
     def look(self) -> None:
@@ -100,7 +100,7 @@ class Collector:
         for slot, inode in fresh:
             state, cgroup = states.get(slot), self.target.calls.child(slot)
             # The slot may have another call by now: its cgroup is another then.
-            if state is not None and cgroup_id(cgroup.path) == inode:
+            if state is not None and cgroup.kernel_id() == inode:
                 self._add(cgroup, str(state.get("id")), LIVE, state)
 
     def _states(self, slots: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -130,7 +130,7 @@ class Collector:
         return found
 
     def _add(self, cgroup: Cgroup, name: str, state: str, call: dict[str, Any]) -> None:
-        inode = cgroup_id(cgroup.path)
+        inode = cgroup.kernel_id()
         if inode is not None:
             command = call.get("command")
             word = str(command.get("name") or "-") if isinstance(command, dict) else "-"
@@ -162,7 +162,7 @@ class Collector:
                 member.kept = member.counted
                 self.source.forget(member.cgroup_id, reading.syscalls.get(member.cgroup_id, ()))
             return
-        is_there = cgroup_id(member.cgroup.path) == member.cgroup_id
+        is_there = member.cgroup.kernel_id() == member.cgroup_id
         if is_there:
             member.files = read_files(member.cgroup) or member.files
             member.memory = member.cgroup.number("memory.current")

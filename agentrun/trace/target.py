@@ -15,7 +15,6 @@ from agentrun.cgroup import Cgroup
 from agentrun.errors import TraceError
 from agentrun.paths import Paths
 
-_KINDS = ("runc", "crun")
 _CRUN_LEAF = "container"  # crun under systemd: `<unit>.scope/container`
 # How the names of scopes begin, whose they are, and where that engine has its bundles.
 _SCOPES = (("docker", "docker", ""), ("libpod", "podman", "/var/lib/containers/storage/overlay-containers"))
@@ -67,14 +66,6 @@ def choose(wanted: str, candidates: list[Candidate]) -> Candidate | None:
     return found[0] if found else None
 
 
-def cgroup_id(path: str) -> int | None:
-    """The id of a cgroup; None where it is gone."""
-    try:
-        return os.stat(path, follow_symlinks=False).st_ino
-    except OSError:
-        return None
-
-
 def level_of(cgroup: str, cgroup_root: str) -> int:
     """How many cgroups are between the hierarchy's root and this one, itself included. Pure."""
     return len(cgroup[len(cgroup_root) :].strip("/").split("/"))
@@ -86,7 +77,7 @@ def _target(paths: Paths, found: Candidate | None, wanted: str) -> Target:
             f"find container {wanted!r}: none that runs under agentrun has this name, or an id that begins so"
         )
     cgroup = Cgroup(found.cgroup)
-    own, below = cgroup_id(cgroup.path), cgroup_id(cgroup.child(layout.CALLS).path)
+    own, below = cgroup.kernel_id(), cgroup.child(layout.CALLS).kernel_id()
     if own is None or below is None:
         raise TraceError(
             f"find container {wanted!r}: it has no calls yet, no {layout.CALLS} in {cgroup.path!r}"
@@ -108,7 +99,9 @@ def _sessions(paths: Paths) -> Iterator[Candidate]:
     for root in _names(sessions):
         for container_id in filter(container.is_valid_id, _names(f"{sessions}/{root}")):
             where = f"{sessions}/{root}/{container_id}"
-            found = container.find(container_id, calls.unescape_root(root), _KINDS, paths.cgroup_root)
+            found = container.find(
+                container_id, calls.unescape_root(root), container.KINDS, paths.cgroup_root
+            )
             if found is not None and container.is_cgroup_v2(found.cgroup, paths.cgroup_root):
                 name = session.facts_of(found, paths.cgroup_root, paths.root).name
                 yield Candidate(container_id, found.cgroup, name, where)

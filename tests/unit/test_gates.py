@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from agentrun import admission
 from agentrun.controller import gates
 from agentrun.controller.decisions import decide
-from agentrun.controller.gatefile import REFRESH_S, VALID_S, GateFile, Policy
+from agentrun.controller.gatefile import REFRESH_S, VALID_S, GateFile, admits
 from agentrun.controller.gates import CLEAR_S, CLOSED_MOST_S, OPEN_LEAST_S, Shortage, move, shortage
 from agentrun.controller.model import Call, Domain, Gate, Growth, Held, Memory, Snapshot
 from agentrun.paths import Paths
 from agentrun.plan import ADMISSION_WAIT_MOST
+from agentrun.policyinforce import InForce
 
 MIB = 1 << 20
 LIMIT = 600 * MIB
@@ -254,12 +255,12 @@ def test_level_says_whose_memory_is_short(domain, cgroup, level):
 
 
 def test_policy_is_read_anew_when_it_was_compiled_anew(paths):
-    policy, compiled = Policy(paths), Path(paths.compiled)
-    assert not policy.admits()
-    for tiers, admits in (({"low": {"admission": {}}}, True), ({"low": {"priority": 1}}, False)):
+    policy, compiled = InForce(paths, admits, False), Path(paths.compiled)
+    assert not policy.says()
+    for tiers, expected in (({"low": {"admission": {}}}, True), ({"low": {"priority": 1}}, False)):
         new = compiled.with_suffix(".new")
         new.write_text(json.dumps({"policy": {"tiers": tiers}}))
         new.rename(compiled)
-        assert policy.admits() is admits
+        assert policy.says() is expected
     compiled.write_text("{")
-    assert not policy.admits()
+    assert not policy.says()

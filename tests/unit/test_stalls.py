@@ -81,7 +81,7 @@ def test_every_attempt_that_the_network_denied_is_news(signs):
 def test_signs_say_how_long_all_waited(tmp_path, signs):
     wait(tmp_path, memory_s=3.5)
     signs.look()
-    assert signs.waited_us == {b"some": 3_500_000, b"full": 2_500_000}
+    assert signs.waited_us == {"some": 3_500_000, "full": 2_500_000}
 
 
 def test_kernel_that_tells_nothing_gives_no_signs(tmp_path, signs):

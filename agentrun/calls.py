@@ -126,6 +126,13 @@ class Calls:
         except (OSError, ValueError):
             return None
 
+    def states(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Slot and state of each call that has not been recorded yet, in order; damaged ones are left out."""
+        for slot in self.slots():
+            state = self.read(slot)
+            if state is not None:
+                yield slot, state
+
     def _load(self, name: str) -> dict[str, Any]:
         """The state of a call. FileNotFoundError when it is gone, OSError or ValueError when damaged."""
         data = files.read_regular(name, _STATE_LIMIT, dir_fd=self._fd)

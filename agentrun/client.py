@@ -122,8 +122,7 @@ class Client:
                 for state in session.waiting()
                 if _is_wanted(state, call_id, container) and _end_waiting(state)
             ]
-            for slot in session.slots():
-                state = session.read(slot) or {}
+            for slot, state in session.states():
                 cgroup = Cgroup(str(state.get("calls"))).child(slot)
                 if not _is_wanted(state, call_id, container) or not cgroup.is_populated():
                     continue
@@ -147,12 +146,10 @@ class Client:
             # First those that wait: one that starts meanwhile is then met twice, and not missed.
             nothing = dict.fromkeys(("slot", "cgroup", "memory_peak", "verdict", "end"))
             live += [{**waiting, **nothing} for waiting in session.waiting()]
-            for slot in session.slots():
-                state = session.read(slot)
-                if state is not None:
-                    cgroup = Cgroup(str(state.get("calls"))).child(slot)
-                    measured = {"cgroup": cgroup.path, "memory_peak": cgroup.number("memory.peak")}
-                    live.append({**state, "slot": slot, **measured, "verdict": None, "end": None})
+            for slot, state in session.states():
+                cgroup = Cgroup(str(state.get("calls"))).child(slot)
+                measured = {"cgroup": cgroup.path, "memory_peak": cgroup.number("memory.peak")}
+                live.append({**state, "slot": slot, **measured, "verdict": None, "end": None})
         return live
 
 

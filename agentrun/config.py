@@ -8,7 +8,6 @@ policy each by itself.
 
 from __future__ import annotations
 
-import fcntl
 import posix
 
 from agentrun import fastjson, files, log, policy
@@ -147,19 +146,9 @@ def load(paths: Paths) -> Config:
 
 def _lock(paths: Paths) -> int | None:
     try:
-        fd = posix.open(
-            paths.state + "/compile.lock",
-            posix.O_RDWR | posix.O_CREAT | posix.O_CLOEXEC | posix.O_NOFOLLOW,
-            0o600,
-        )
+        return files.open_locked(paths.state + "/compile.lock")
     except OSError:
         return None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        posix.close(fd)
-        return None
-    return fd
 
 
 def _compile(paths: Paths, last: Config | None, sources: list[Any]) -> Config:

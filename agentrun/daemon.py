@@ -13,7 +13,6 @@ pidfds (the runtime that starts a call; the call's first process, for its exit s
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import select
 import signal
@@ -357,11 +356,9 @@ def take_lock(paths: Paths) -> int:
     os.close(files.open_private_directory(f"{paths.run}/{calls.SESSIONS}", StateError))
     path = f"{paths.run}/{LOCK_FILE}"
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return files.open_locked(path)
     except OSError as error:
         raise StateError("be the only agentrund, lock", path, error) from error
-    return fd
 
 
 def _lock_memory(paths: Paths) -> None:

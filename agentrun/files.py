@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import posix
 import stat
 
@@ -41,6 +42,20 @@ def read_regular(path: str, limit: int, *, dir_fd: int | None = None, follow: bo
     finally:
         posix.close(fd)
     return data if len(data) <= limit else None
+
+
+def open_locked(path: str) -> int:
+    """Open a lock file and hold it alone; the descriptor is the lock. BlockingIOError where another has it.
+
+    Raises OSError.
+    """
+    fd = posix.open(path, posix.O_RDWR | posix.O_CREAT | posix.O_CLOEXEC | posix.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        posix.close(fd)
+        raise
+    return fd
 
 
 def exists(path: str) -> bool:

@@ -76,8 +76,7 @@ def release_all(paths: Paths) -> list[str]:
     released = []
     parents = set()
     for session in calls.open_all(paths):
-        for slot in session.slots():
-            state = session.read(slot) or {}
+        for slot, state in session.states():
             parents.add(str(state.get("calls")))
             if state.get("rank") and release(Cgroup(str(state.get("calls"))).child(slot), state):
                 released.append(str(state.get("id")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -106,20 +107,15 @@ def describe(paths: Paths, host: Host, network: Network, session: Session) -> di
 
 def _calls(paths: Paths, session: Session) -> list[dict[str, Any]]:
     """The counters of the session's live calls, where the `net` programs are loaded."""
-    counters = NetCounts()
-    found = []
-    opened_calls = calls.open_where(paths, session.where)
-    if opened_calls is None:
+    live = calls.open_where(paths, session.where)
+    if live is None:
         return []
-    try:
-        for slot in opened_calls.slots():
-            state = opened_calls.read(slot)
-            counts = None if state is None else counters.read(f"{state.get('calls')}/{slot}")
-            if state is not None and counts is not None:
+    counters, found = NetCounts(), []
+    with contextlib.closing(counters), contextlib.closing(live):
+        for slot, state in live.states():
+            counts = counters.read(f"{state.get('calls')}/{slot}")
+            if counts is not None:
                 found.append({"id": state.get("id"), **counts})
-    finally:
-        opened_calls.close()
-        counters.close()
     return found
 
 

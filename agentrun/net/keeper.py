@@ -9,7 +9,6 @@ it did stays.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import select
 import signal
@@ -39,15 +38,11 @@ def take_lock(paths: Paths) -> int:
     os.close(files.open_private_directory(paths.run, StateError))
     path = f"{paths.run}/net.lock"
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        return files.open_locked(path)
+    except BlockingIOError as error:
+        raise NetError(f"{path} is locked: agentrun-net runs, and sets rates itself") from error
     except OSError as error:
         raise StateError("open", path, error) from error
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(fd)
-        raise NetError(f"{path} is locked: agentrun-net runs, and sets rates itself") from error
-    return fd
 
 
 class Keeper:

@@ -59,7 +59,7 @@ def networks_of(netlink: Netlink, host: Host, sessions: Iterable[Session], *, na
         fd = session.open_netns()
         if fd is None:
             continue
-        with contextlib.closing(_Descriptor(fd)):
+        try:
             key = netns_key(fd)
             if key in found:
                 found[key].sessions.append(session)
@@ -68,15 +68,9 @@ def networks_of(netlink: Netlink, host: Host, sessions: Iterable[Session], *, na
             if not network.is_host:
                 network.netns_id = netlink.netns_id(fd)
                 _look_inside(netlink, host, network, session, names=names)
+        finally:
+            os.close(fd)
     return list(found.values())
-
-
-class _Descriptor:
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-
-    def close(self) -> None:
-        os.close(self._fd)
 
 
 def _look_inside(netlink: Netlink, host: Host, network: Network, session: Session, *, names: bool) -> None:

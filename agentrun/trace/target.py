@@ -6,6 +6,7 @@ cgroup that a task is in at one depth of the hierarchy, so calls that nest cgrou
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -111,16 +112,12 @@ def _sessions(paths: Paths) -> Iterator[Candidate]:
 
 def _cgroup_of_a_call(paths: Paths, where: str) -> str | None:
     """The container's cgroup as one of its live calls knows it (its backend's state is somewhere else)."""
-    session_calls = calls.open_where(paths, where)
-    if session_calls is None:
+    live = calls.open_where(paths, where)
+    if live is None:
         return None
-    try:
-        states = [session_calls.read(slot) for slot in session_calls.slots()]
-    finally:
-        session_calls.close()
-    return next(
-        (str(s["calls"]).removesuffix("/" + layout.CALLS) for s in states if s and "calls" in s), None
-    )
+    with contextlib.closing(live):
+        found = (str(state["calls"]) for _, state in live.states() if "calls" in state)
+        return next((path.removesuffix("/" + layout.CALLS) for path in found), None)
 
 
 def _in_tree(paths: Paths, wanted: str) -> Iterator[Candidate]:

@@ -19,6 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from page import write_between
+
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/enforcement-memory.md"
 VM = ["tests/vm/vm"]
@@ -110,13 +112,6 @@ def row(arm: str, runs: list[dict[str, Any]], alone: dict[int, float]) -> str:
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
-def write_page(pace: str, text: str) -> None:
-    """Put a table between its marks."""
-    begin, end = f"<!-- {pace} -->", f"<!-- end of {pace} -->"
-    before, rest = PAGE.read_text().split(begin)
-    PAGE.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}")
-
-
 def main(show: Callable[[str], None] = print) -> None:
     """Measure and write."""
     runs, instance = int(os.environ.get("RUNS", "20")), os.environ.get("INSTANCE", "memory")
@@ -127,7 +122,9 @@ def main(show: Callable[[str], None] = print) -> None:
     for pace in sys.argv[1:] or list(ARMS):
         text = table(measure(instance, pace, runs))
         when = time.strftime("%Y-%m-%d", time.gmtime())
-        write_page(pace, f"{text}\n\n{when}, `RUNS={runs} python3 tests/bench/memory_arms.py {pace}`")
+        write_between(
+            PAGE, pace, f"{text}\n\n{when}, `RUNS={runs} python3 tests/bench/memory_arms.py {pace}`"
+        )
         show(text)
 
 

@@ -19,6 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from page import write_between
+
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/evaluation.md"
 RESULTS = ROOT / "build/overhead.jsonl"
@@ -85,13 +87,6 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def write_page(text: str) -> None:
-    """Put the table between its marks."""
-    begin, end = f"<!-- {MARK} -->", f"<!-- end of {MARK} -->"
-    before, rest = PAGE.read_text().split(begin)
-    PAGE.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}")
-
-
 def kept(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """These results, with earlier ones of parts and places that were not measured now."""
     now = {(r["part"], r["place"]) for r in results}
@@ -118,7 +113,7 @@ def main(show: Callable[[str], None] = print) -> None:
     when = time.strftime("%Y-%m-%d", time.gmtime())
     command = f"SECONDS={seconds} RUNS={runs} PAIRS={pairs} python3 tests/bench/overhead.py"
     text = f"{table(kept(results))}\n\n{when}, `{command}`"
-    write_page(text)
+    write_between(PAGE, MARK, text)
     show(text)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cpuload import usage_s
 from engine import IMAGE, Engine, configure, start_call
 from runtimes import RECORDS, run, wait_for
 
@@ -65,7 +66,7 @@ def build(engine, loops) -> Iterator[list[Path]]:
     parent = engine.cgroup("box") / "agentrun-calls"
 
     def are_spent() -> list[Path]:
-        calls = [path for path in parent.glob("call-*") if cpu_seconds(path) > 1]
+        calls = [path for path in parent.glob("call-*") if usage_s(path) > 1]
         return calls if len(calls) == len(processes) else []
 
     yield wait_for(are_spent, "the build to run", SLOW_S)
@@ -73,10 +74,6 @@ def build(engine, loops) -> Iterator[list[Path]]:
         (call / "cgroup.kill").write_text("1")
     for process in processes:
         process.communicate(timeout=SLOW_S)
-
-
-def cpu_seconds(cgroup: Path) -> float:
-    return int((cgroup / "cpu.stat").read_text().split()[1]) / 1e6
 
 
 def weight_of(cgroup: Path) -> str:
@@ -115,7 +112,7 @@ def test_boost_ends_after_a_second_of_cpu_time(engine, box, build):
     process = start_call(engine, "box", *BURN)
     parent = engine.cgroup("box") / "agentrun-calls"
     call = wait_for(lambda: set(parent.glob("call-*")) - set(build), "the call", SLOW_S).pop()
-    wait_for(lambda: cpu_seconds(call) > 4, "the call to run for longer", SLOW_S)
+    wait_for(lambda: usage_s(call) > 4, "the call to run for longer", SLOW_S)
     assert weight_of(call) == "100"
     (call / "cgroup.kill").write_text("1")
     process.communicate(timeout=SLOW_S)

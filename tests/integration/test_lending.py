@@ -8,11 +8,11 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cpuload import usage_s, used_s
 from runtimes import CGROUP, wait_for
 
 MIB = 1 << 20
@@ -101,24 +101,13 @@ def test_share_of_cpu_that_is_not_used_costs_nobody_and_is_back_at_once(tree):
         (child / "cpu.weight").write_text(str(weight))
     cpus = str(min(os.sched_getaffinity(0)))
     tree.start(low, "taskset", "-c", cpus, *BURN)
-    alone = used_in(2, low)[0] / 2
+    alone = used_s([low], 2)[0] / 2
     tree.start(high, "taskset", "-c", cpus, *BURN)
-    wait_for(lambda: cpu_seconds(high) > 0.05, "high to run")
-    of_high, of_low = used_in(2, high, low)
+    wait_for(lambda: usage_s(high) > 0.05, "high to run")
+    of_high, of_low = used_s([high, low], 2)
     print("CPUs of low alone", alone, "high and low together", of_high / 2, of_low / 2)
     assert of_high > 4 * of_low  # 16 by weight
     assert alone > 5 * of_low / 2
-
-
-def cpu_seconds(cgroup: Path) -> float:
-    return int((cgroup / "cpu.stat").read_text().split()[1]) / 1e6
-
-
-def used_in(seconds: float, *cgroups: Path) -> list[float]:
-    """CPU seconds that each used in so long."""
-    before = [cpu_seconds(cgroup) for cgroup in cgroups]
-    time.sleep(seconds)
-    return [cpu_seconds(cgroup) - was for cgroup, was in zip(cgroups, before, strict=True)]
 
 
 @pytest.mark.parametrize("tree", [("agentrun-agent", "agentrun-calls")], indirect=True)

@@ -102,7 +102,7 @@ WAITED = {"seconds": 4.0, "outcome": "room", "level": "host", "why": "9M of 9G l
 def test_call_that_waited_is_told_once_that_it_did(node, stderr, command):
     node.start()
     # A runtime takes a while; a call that is over before the keeper has its stderr is told nothing.
-    call_id = speaking(node, stderr, *command, waited=WAITED, place_after_s=0.2)
+    call_id = speaking(node, stderr, *command, waited=WAITED, place_after_s=1)
     assert stderr.ends_within(10)
     assert stderr.text.startswith(b"[agentrun] This call waited 4s") and stderr.text.count(b"waited") == 1
     record = node.record(call_id)

@@ -270,6 +270,19 @@ class Calls:
         except CgroupError as error:
             log.warn(self.paths, "cgroup of a call stays behind", error=str(error))
         self.free_slot(name)
+        if not files.exists(f"{state.get('root')}/{state.get('container')}"):
+            self._remove_layout(str(state.get("calls")))
+
+    def _remove_layout(self, calls: str) -> None:
+        """Remove what a delete left of its container's cgroup because this call's start was in its way.
+
+        runc gives up on a cgroup that stays busy for 0.3 s (RemovePath in opencontainers/cgroups) and
+        forgets the container all the same: nobody else would ever look there again.
+        """
+        try:
+            layout.remove(cg.Cgroup(calls))
+        except CgroupError as error:
+            log.warn(self.paths, "cgroup of a deleted container stays behind", error=str(error))
 
     def finish(self, container: cg.Cgroup) -> None:
         """Record all calls of a container that is being deleted, and forget the container.

@@ -52,6 +52,16 @@ def ensure(container: Cgroup, agent_policy: Mapping[str, Any] | None = None) -> 
     return sorted(set(missing + _enable_controllers(calls, lambda: None)))
 
 
+def remove(calls: Cgroup) -> None:
+    """Remove the cgroup of a deleted container, found by its `agentrun-calls`, if nothing lives there.
+
+    Raises CgroupError.
+    """
+    head, _, name = calls.path.rpartition("/")
+    if name == CALLS:
+        Cgroup(head).remove()
+
+
 def _protect_agent(container: Cgroup, agent: Cgroup, policy: Mapping[str, Any]) -> None:
     """The agent's share and protection against its own calls; what has no controller cannot be had."""
     _try_write(agent, "cpu.weight", str(policy.get("cpu", {}).get("weight", AGENT_CPU_WEIGHT)))

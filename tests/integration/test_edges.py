@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from runtimes import LOG, PATH, SESSIONS, Bundle, leftovers, records, run, started, wait_for
+from runtimes import CGROUP, LOG, PATH, SESSIONS, Bundle, leftovers, records, run, started, wait_for
 
 LIB = Path("/usr/libexec/agentrun")
 CONFIG = Path("/etc/agentrun/config.toml")
@@ -234,6 +234,32 @@ def test_delete_in_the_middle_of_calls(tmp_path, runtime):
         run("agentrunctl", "calls")
         wait_for(functools.partial(nothing_left_of, bundle.id), "an empty host", 30)
     LOG.unlink(missing_ok=True)  # calls that lost the race may say so
+
+
+def test_delete_that_a_call_was_in_the_way_of(tmp_path):
+    """runc gives up on a busy cgroup and forgets the container; with the last call the cgroup goes too."""
+    bundle = Bundle(tmp_path / "bundle", "agentrun-runc", "in-the-way")
+    with started(bundle), contextlib.ExitStack() as stack:
+        calls = bundle.cgroup() / "agentrun-calls"
+        call = subprocess.Popen(
+            [*bundle.runtime, "exec", bundle.id, "sleep", "1000"], stdin=subprocess.DEVNULL
+        )
+        stack.callback(call.wait, timeout=60)
+        wait_for(lambda: any(p.read_text() for p in calls.glob("call-*/cgroup.procs")), "the call to run")
+        # As a runtime that has entered the call's cgroup, and not yet the container's PID namespace.
+        starting = subprocess.Popen(["sleep", "1000"])
+        stack.callback(starting.wait, timeout=60)
+        stack.callback(starting.kill)
+        (calls / "call-0/cgroup.procs").write_text(str(starting.pid))
+        run("runc", "delete", "--force", bundle.id, check=False)
+        assert run("runc", "state", bundle.id, check=False).returncode != 0
+        assert leftovers_of("in-the-way")
+        starting.kill()
+        starting.wait()
+        call.wait(timeout=60)
+        run("agentrunctl", "calls")
+        assert leftovers_of("in-the-way") == []
+        assert not (CGROUP / "by-hand/in-the-way").exists()
 
 
 def test_container_that_ends_in_the_middle_of_calls(tmp_path):

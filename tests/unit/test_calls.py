@@ -268,3 +268,21 @@ def test_session_is_forgotten_once_its_container_is_gone(paths, tmp_path):
     for found in calls.open_all(paths):
         found.forget_if_gone()
     assert [os.path.basename(found.where) for found in calls.open_all(paths)] == ["there"]
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_layout_of_a_container_that_is_gone_goes_with_its_last_call(paths, tmp_path, is_known):
+    root = tmp_path / "runc"
+    (root / "box").mkdir(parents=True)
+    layout = tmp_path / "cgroup/box/agentrun-calls"
+    (layout / "call-0").mkdir(parents=True)
+    session = calls.open_calls(paths, str(root), "box")
+    assert session is not None
+    session.take_slot({"id": "x", "root": str(root), "container": "box", "calls": str(layout)})
+    end_owner(paths, "call-0")
+    if not is_known:
+        (root / "box").rmdir()
+    assert session.harvest() == 1
+    session.close()
+    assert layout.exists() == is_known
+    assert layout.parent.exists() == is_known

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 FORMAT = 3
 KEEP_DAYS = 30
+OOM_HOLD_MS = 50
 MAX_MB = 256
 _LIMIT = 16 << 20
 
@@ -30,10 +31,21 @@ class Config:
 
     `enforcement` is `auto`, `bpf`, `cgroup` or `none`: what may be used beside the plain limits.
     `policy` is a compiled policy (see `policy`), `sources` identifies the files that all this was made from,
-    `problems` says why one of them did not count. `records` says how long records are kept (`retention`).
+    `problems` says why one of them did not count. `records` says how long records are kept (`retention`),
+    `oom_hold_ms` how long a call that is killed for memory waits for its feedback (`bpf.oomhold`).
     """
 
-    __slots__ = ("backends", "enforcement", "fail_closed", "mode", "policy", "problems", "records", "sources")
+    __slots__ = (
+        "backends",
+        "enforcement",
+        "fail_closed",
+        "mode",
+        "oom_hold_ms",
+        "policy",
+        "problems",
+        "records",
+        "sources",
+    )
 
     def __init__(
         self,
@@ -45,6 +57,7 @@ class Config:
         problems: list[str] | None = None,
         enforcement: str = "auto",
         records: dict[str, Any] | None = None,
+        oom_hold_ms: int = OOM_HOLD_MS,
     ) -> None:
         self.backends = backends
         self.mode = mode
@@ -54,6 +67,7 @@ class Config:
         self.problems = problems or []
         self.enforcement = enforcement
         self.records = records or {"keep_days": KEEP_DAYS, "max_mb": MAX_MB}
+        self.oom_hold_ms = oom_hold_ms
 
     def to_json(self) -> dict[str, Any]:
         """The compiled form; `from_json` is its inverse."""
@@ -67,6 +81,7 @@ class Config:
             "enforcement": self.enforcement,
             "policy": self.policy,
             "records": self.records,
+            "oom_hold_ms": self.oom_hold_ms,
         }
 
 
@@ -90,6 +105,7 @@ def from_json(data: Any) -> Config:
             data["problems"],
             enforcement=str(data.get("enforcement", "auto")),
             records={key: data["records"][key] for key in ("keep_days", "max_mb")},
+            oom_hold_ms=int(data.get("oom_hold_ms", OOM_HOLD_MS)),
         )
     except (KeyError, TypeError) as error:
         raise ValueError(f"compiled configuration is damaged: {error!r}") from error

@@ -14,7 +14,7 @@ from agentrun import fastjson, files
 from agentrun import policy as policies
 from agentrun.config import Config
 from agentrun.errors import ConfigError, StateError
-from agentrun.units import parse_number
+from agentrun.units import parse_duration, parse_number
 
 if TYPE_CHECKING:
     from agentrun.paths import Paths
@@ -26,12 +26,13 @@ PIDS_FLOOR = 16
 PIDS_MAX = 4096
 PIDS_LIMIT = 1 << 22  # kernel.pid_max at most
 RECORDS_LIMIT = 1 << 20  # days, or MiB
+OOM_HOLD_LIMIT_S = 1.0
 # Engines call a runtime with any PATH or none (podman kill/delete), so names are looked up here.
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 BUILTIN_BACKENDS = ("runc", "crun")
 
 _KEYS = {
-    "": ("version", "backends", "mode", "fail", "enforcement", "calls", "records"),
+    "": ("version", "backends", "mode", "fail", "enforcement", "oom_hold", "calls", "records"),
     "calls": ("memory_max", "pids_max"),
     "records": ("keep_days", "max_mb"),
 }
@@ -185,6 +186,20 @@ def _read_limit(source: _Source, key: str, value: Any) -> int | None:
     return value
 
 
+def _read_oom_hold(source: _Source) -> int:
+    """How long a call that is killed for memory waits for its feedback, in milliseconds; 0 for not at all."""
+    value = source.table.get("oom_hold")
+    if value is None:
+        return configuration.OOM_HOLD_MS
+    if value == "none":
+        return 0
+    seconds = parse_duration(value) if isinstance(value, str) else None
+    if seconds is None or not 0.001 <= seconds <= OOM_HOLD_LIMIT_S:
+        source.wrong("oom_hold", value, 'expected a duration from "1ms" to "1s", or "none"')
+        return 0
+    return round(seconds * 1000)
+
+
 def builtin() -> Config:
     """The configuration of a host without a file."""
     names = [path for name in BUILTIN_BACKENDS if (path := find_backend(name))]
@@ -206,6 +221,7 @@ def compile_file(paths: Paths) -> Config:
         _read_calls(source),
         enforcement=_read_choice(source, "enforcement", ENFORCEMENTS),
         records=_read_records(source),
+        oom_hold_ms=_read_oom_hold(source),
     )
     if source.problems:
         raise ConfigError("\n".join(source.problems))

@@ -3,7 +3,7 @@
 `memory.events` counts that something was killed in a call; whose limit that was is concluded from the counts
 of the limits around it. The kernel's event says it for certain, at once, and which process was killed.
 Nothing depends on it: events are there only while the module `events` is loaded, and an event that is lost or
-late leaves a record as it would be without.
+late leaves a record as it would be without. Victims wait on their way out until the text is told (`oomhold`).
 
 Whatever calls do, a wake-up looks at `_BATCH` records at most and leaves the rest for the next turn of the
 loop, and the record of a call waits for `_PATIENCE_S` at most for what was not read yet.
@@ -17,9 +17,9 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from agentrun import config, log, records
-from agentrun.bpf import ringbuf, types
+from agentrun.bpf import oomhold, ringbuf, types
 from agentrun.bpf.ringbuf import Event
-from agentrun.errors import AgentrunError
+from agentrun.errors import AgentrunError, BpfError
 from agentrun.live import Call, Part
 from agentrun.teller import Teller
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from agentrun.daemon import Daemon
 
 _LOOK_S = 1.0  # for a buffer that came or went
+_LISTEN_S = 5.0  # nobody is to wait for long for an agentrund that died, or is stopped
 _BATCH = 256  # records, about a millisecond
 _BUSY_S = 0.005  # until a record that was being written is looked at again
 _PATIENCE_S = 1.0
@@ -59,6 +60,7 @@ class KernelEvents(Part):
         self.daemon = daemon
         self.teller = teller
         self.ring: ringbuf.Ring | None = None
+        self.hold: oomhold.OomHold | None = None
         self._pin: tuple[int, int] | None = None
         self._calls: dict[int, Call] = {}
         self._ids: dict[str, int] = {}
@@ -74,6 +76,8 @@ class KernelEvents(Part):
     def start(self) -> None:
         """Open the buffer when it is there, and look again and again whether it came, went or changed."""
         self._look()
+        if self.hold is not None:
+            self.hold.listen(config.load(self.daemon.paths).oom_hold_ms, _LISTEN_S)
         self.daemon.later(_LOOK_S, self.start)
 
     def close(self) -> None:
@@ -81,7 +85,9 @@ class KernelEvents(Part):
         if self.ring is not None:
             self.daemon.unwatch(self.ring.fileno())
             self.ring.close()
-        self.ring = None
+        if self.hold is not None:
+            self.hold.close()
+        self.ring = self.hold = None
 
     def _look(self) -> None:
         pin = ringbuf.pin_identity()
@@ -98,6 +104,10 @@ class KernelEvents(Part):
             log.warn(self.daemon.paths, "events of the kernel cannot be read", error=self._problem)
             return
         self.daemon.watch(self.ring.fileno(), select.EPOLLIN, lambda _: self._read())
+        try:
+            self.hold = oomhold.open_hold()
+        except BpfError as error:
+            log.warn(self.daemon.paths, "victims of OOM kills do not wait for feedback", error=str(error))
 
     def _read(self) -> None:
         """One batch. What is left keeps the descriptor readable, so the loop comes back after all others."""
@@ -128,6 +138,7 @@ class KernelEvents(Part):
         """Take a kill into the call's record: the latest one that was chosen, not who died along with it."""
         is_first = call.state.get("oom") is None
         if not event.value and not is_first:
+            self._let_go(event.call)
             return
         level, path = level_of(event.limit, call, self.daemon.paths.cgroup_root)
         found: dict[str, Any] = {
@@ -140,11 +151,18 @@ class KernelEvents(Part):
         call.state = {**call.state, "oom": found}
         # First of all, for it dies meanwhile. A victim that was dying already is told of and not counted.
         if (call.cgroup.pairs("memory.events") or {}).get("oom_kill"):
-            self.teller.tell(call, "oom-killed")
+            self.teller.tell(call, "oom-killed", lambda: self._let_go(event.call))
+        else:
+            self._let_go(event.call)
         if is_first:
             self.daemon.note(call, oom=found)
         else:  # a file for each of many kills would be theirs to fill our time with
             call.unsaved["oom"] = found
+
+    def _let_go(self, number: int) -> None:
+        """Victims of that call need not wait any more."""
+        if self.hold is not None:
+            self.hold.let_go(number)
 
     def _claim(self, call: Call) -> None:
         """Know a call by its cgroup's id, which is there before its first process."""
@@ -184,3 +202,5 @@ class KernelEvents(Part):
         number = self._ids.pop(call.id, None)
         if number is not None:
             self._calls.pop(number, None)
+            if self.hold is not None and call.state.get("oom") is not None:
+                self.hold.forget(number)

@@ -42,6 +42,16 @@ struct ar_oom {
 	__u64 pages;	       /* of the victim in memory, nearly; 0 where the kernel does not tell */
 };
 
+/*
+ * Who wants to be told of OOM kills before the victims end (map ar_listener, one entry). Somebody who died is
+ * not waited for: the entry holds for a few seconds only, and is written anew as long as its writer lives.
+ */
+struct ar_listener {
+	__u64 until_ns; /* CLOCK_BOOTTIME */
+	__u32 hold_ms;	/* how long a victim waits at most; 0: not at all */
+	__u32 pad;
+};
+
 enum ar_denied_by {
 	AR_BY_CONNECT = 1,
 	AR_BY_SENDMSG = 2,
@@ -111,6 +121,7 @@ struct ar_memcg_policy {
 _Static_assert(sizeof(struct ar_memcg_policy) == 48, "ar_memcg_policy is shared with Python");
 _Static_assert(sizeof(struct ar_event) == 48, "ar_event is shared with Python");
 _Static_assert(sizeof(struct ar_oom) == 48 + 16, "ar_oom is shared with Python");
+_Static_assert(sizeof(struct ar_listener) == 16, "ar_listener is shared with Python");
 _Static_assert(sizeof(struct ar_denied) == 48 + 40, "ar_denied is shared with Python");
 _Static_assert(sizeof(struct ar_net_count) == 32, "ar_net_count is shared with Python");
 _Static_assert(sizeof(struct ar_net_rule) == 24, "ar_net_rule is shared with Python");

@@ -5,6 +5,7 @@
 
 struct ar_event align_event;
 struct ar_oom align_oom;
+struct ar_listener align_listener;
 struct ar_denied align_denied;
 struct ar_net_count align_net_count;
 struct ar_net_rule align_net_rule;

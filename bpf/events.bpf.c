@@ -161,6 +161,69 @@ static __always_inline bool is_chosen(const struct task_struct *task)
 	return BPF_CORE_READ(chosen, tgid) == task->tgid; /* a thread of it with memory may take its place */
 }
 
+/*
+ * A call that is killed for memory ends within a millisecond or two, and conmon (podman) then reads what is in
+ * its pipes and goes. So the first process of a call, when it is an OOM victim, waits on its way out until
+ * agentrund has written there what happened, or a few milliseconds are over (docs/feedback.md). It has given back
+ * its memory by then (exit_mm), holds no lock, and can be preempted; what it spends is its own call's CPU time.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, struct ar_listener);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} ar_listener SEC(".maps");
+
+/* Until when (CLOCK_BOOTTIME) victims of a call wait; 0 once it was told. A call waits for its first kill only. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1024);
+	__type(key, u64);
+	__type(value, u64);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} ar_held SEC(".maps");
+
+#define SIGKILL 9
+#define AR_SPINS (1 << 23) /* BPF_MAX_LOOPS; a second at least, and hold_ms ends it before */
+
+static __always_inline void hold(u64 call)
+{
+	u32 first = 0;
+	u64 now = bpf_ktime_get_boot_ns();
+	const struct ar_listener *listener = bpf_map_lookup_elem(&ar_listener, &first);
+	u64 until;
+
+	if (!listener || !listener->hold_ms || listener->until_ns < now)
+		return;
+	until = now + listener->hold_ms * 1000000ULL;
+	bpf_map_update_elem(&ar_held, &call, &until, BPF_NOEXIST);
+}
+
+static long is_over(u32 turn, const u64 *call)
+{
+	const u64 *until = bpf_map_lookup_elem(&ar_held, call);
+
+	return !until || *until <= bpf_ktime_get_boot_ns();
+}
+
+SEC("fentry/exit_files")
+int BPF_PROG(on_exit_files, struct task_struct *task)
+{
+	struct cgroup *call;
+	u64 id;
+
+	if (task->pid != task->tgid || (task->exit_code & 0x7f) != SIGKILL)
+		return 0;
+	call = call_of(task->cgroups->dfl_cgrp);
+	if (!call || call_of(task->real_parent->cgroups->dfl_cgrp) == call)
+		return 0;
+	id = call->kn->id;
+	if (!is_over(0, &id))
+		bpf_loop(AR_SPINS, is_over, &id, 0);
+	return 0;
+}
+
 SEC("tp_btf/mark_victim")
 int BPF_PROG(on_victim, struct task_struct *task)
 {
@@ -181,6 +244,7 @@ int BPF_PROG(on_victim, struct task_struct *task)
 	take_comm(&victim->event, task);
 	victim->limit = is_known ? oom.limit : AR_LIMIT_UNKNOWN;
 	victim->pages = pages_of(task);
+	hold(call->kn->id);
 	tell(victim);
 	return 0;
 }

@@ -70,6 +70,7 @@ struct task_struct {
 	int pid;
 	int tgid;
 	int exit_code;
+	struct task_struct *real_parent;
 	struct css_set *cgroups;
 	struct mm_struct *mm;
 	char comm[16];

@@ -60,7 +60,9 @@ MODULES = {
             "ends, execs, exits and OOM victims of calls",
             optional={
                 "on_oom": "whose limit an OOM kill was for is only counted, not told (this kernel takes no"
-                " program at out_of_memory)"
+                " program at out_of_memory)",
+                "on_exit_files": "a text for an OOM kill may come too late for podman (this kernel takes no"
+                " program at exit_files)",
             },
         ),
         Module(

@@ -56,6 +56,16 @@ class Oom(ctypes.Structure):
     )
 
 
+class Listener(ctypes.Structure):
+    """struct ar_listener: who is told of OOM kills, and how long a victim waits for that."""
+
+    _fields_ = (
+        ("until_ns", ctypes.c_uint64),
+        ("hold_ms", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
+    )
+
+
 class Denied(ctypes.Structure):
     """struct ar_denied."""
 
@@ -124,6 +134,7 @@ class MemcgPolicy(ctypes.Structure):
 STRUCTS = {
     "ar_event": Event,
     "ar_oom": Oom,
+    "ar_listener": Listener,
     "ar_denied": Denied,
     "ar_net_count": NetCount,
     "ar_net_rule": NetRule,

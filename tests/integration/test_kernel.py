@@ -19,11 +19,13 @@ from watched import box, call, hog, raw_records
 from watched import daemon as daemon
 
 from agentrun import daemonstatus
-from agentrun.bpf import modules, pins, ringbuf
+from agentrun.bpf import modules, pins, ringbuf, types
 from agentrun.paths import Paths
 
 PATHS = Paths()
 CASES = [("docker", "crun"), ("podman", "runc")]
+CONFIG = Path("/etc/agentrun/config.toml")
+OOMS = int(os.environ.get("AGENTRUN_OOMS", "5"))
 SLICE = CGROUP / "agentruntest.slice"
 CAP_SYS_ADMIN, CAP_PERFMON, CAP_BPF = 21, 38, 39
 
@@ -90,6 +92,51 @@ def test_kill_names_its_victim_and_the_limit_at_every_level(events, engine):
         (SLICE / "memory.max").write_text("max")
     assert (record["verdict"], record["level"]) == ("oom-killed", "above")
     assert record["oom"]["limit"] == str(SLICE)
+
+
+@contextlib.contextmanager
+def oom_hold(text: str, milliseconds: int) -> Iterator[None]:
+    """The host's configuration says how long victims wait, and agentrund has told the kernel."""
+
+    def told() -> int:
+        with contextlib.closing(pins.open_map(f"{pins.SHARED}/ar_listener", "ar_listener")) as table:
+            return int(types.Listener.from_buffer_copy(table.lookup(bytes(4)) or b"").hold_ms)
+
+    assert not CONFIG.exists()
+    CONFIG.parent.mkdir(exist_ok=True)
+    CONFIG.write_text(f'version = 1\noom_hold = "{text}"\n')
+    try:
+        wait_for(lambda: told() == milliseconds, "agentrund to say how long")
+        yield
+    finally:
+        CONFIG.unlink()
+
+
+def test_text_for_an_oom_kill_is_there_before_the_call_ends(events, engine):
+    """Also with conmon, which reads what is in the pipe when the first process has ended, and goes."""
+    with oom_hold("1s", 1000):  # the emulated CPU is that slow
+        for _ in range(OOMS):
+            done, record = call(engine, *hog(200), intent="memory=64m")
+            (note,) = record["feedback"]
+            assert (done.returncode, note["event"], note["why"]) == (137, "oom-killed", None)
+            assert note["text"] in done.stderr and "its own memory limit of 64M" in note["text"]
+    with oom_hold("1s", 1000):
+        done, record = call(engine, *hog(400))
+        assert record["level"] == "session" and record["feedback"][0]["text"] in done.stderr
+
+
+def test_victim_waits_only_so_long_for_an_agentrund_that_is_stopped(events, engine):
+    pid = main_pid()
+    with oom_hold("1s", 1000):
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            done = engine("exec", "-e", "AGENTRUN_INTENT=memory=64m", "box", *hog(200), check=False)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+    assert done.returncode == 137
+    container = engine("inspect", "-f", "{{.Id}}", "box").stdout.strip()
+    (record,) = wait_for(lambda: [r for r in raw_records() if r["container"] == container], "the record")
+    assert record["verdict"] == "oom-killed"
 
 
 @contextlib.contextmanager

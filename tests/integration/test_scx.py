@@ -139,11 +139,11 @@ def test_agent_wakes_at_least_twice_as_fast_under_load():
 
         def measure() -> float:
             with cpuload.burners([(groups["calls"], 8)]):
-                process = cpuload.start(groups["agentrun-agent"], cpuload.SLEEPER, 100, 0.02)
+                process = cpuload.start(groups["agentrun-agent"], cpuload.SLEEPER, 300, 0.02)
                 late = list(map(int, cpuload.output(process).split()))
             return cpuload.percentile(late, 99) / 1000
 
-        before, ours = compare(measure, rounds=1)
+        before, ours = compare(measure, rounds=5)
     report("agent's wake-up latency P99 under 8 burners, ms", before, ours)
     assert ours <= before / 2
 

@@ -33,8 +33,10 @@ MISTAKES = {
     "": "version = None: expected 1",
     "version = 2": "version = 2: expected 1",
     GOOD + "backend = 1": "unknown key 'backend', did you mean 'backends'?",
-    GOOD
-    + "zzz = 1": "unknown key 'zzz', known keys: version, backends, mode, fail, enforcement, calls, records",
+    GOOD + "zzz = 1": "unknown key 'zzz', known keys: version, backends, mode, fail, enforcement, oom_hold,",
+    GOOD + 'oom_hold = "50"': 'oom_hold = \'50\': expected a duration from "1ms" to "1s", or "none"',
+    GOOD + 'oom_hold = "2s"': "oom_hold = '2s': expected a duration",
+    GOOD + "oom_hold = 50": "oom_hold = 50: expected a duration",
     GOOD + "[calls]\npids = 1": "unknown key 'calls.pids', did you mean 'pids_max'?",
     GOOD + 'mode = "on"': "mode = 'on': expected one of enforce, observe, off",
     GOOD + 'fail = "maybe"': "fail = 'maybe': expected one of open, closed",

@@ -156,8 +156,8 @@ def admit(paths: Paths, found: Container, state: dict[str, Any], terms: dict[str
     waited = Waited(session, calls.waiting_name(state["rank"], state["id"]), at_first)
     try:
         until = state["start"] + terms["wait"]
-        session.begin_waiting(waited.name, {**state, "waiting": {"until": until, "why": at_first.why}})
         with _Ending(waited.forget):
+            session.begin_waiting(waited.name, {**state, "waiting": {"until": until, "why": at_first.why}})
             _wait(gate, found, state["rank"], waited, terms["wait"])
         if waited.outcome == "bound" and terms["then"] == "refuse":
             waited.outcome = "refused"

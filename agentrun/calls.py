@@ -270,17 +270,19 @@ class Calls:
         except CgroupError as error:
             log.warn(self.paths, "cgroup of a call stays behind", error=str(error))
         self.free_slot(name)
-        if not files.exists(f"{state.get('root')}/{state.get('container')}"):
-            self._remove_layout(str(state.get("calls")))
+        self._remove_layout(state)
 
-    def _remove_layout(self, calls: str) -> None:
+    def _remove_layout(self, state: dict[str, Any]) -> None:
         """Remove what a delete left of its container's cgroup because this call's start was in its way.
 
         runc gives up on a cgroup that stays busy for 0.3 s (RemovePath in opencontainers/cgroups) and
         forgets the container all the same: nobody else would ever look there again.
         """
+        root, container, calls = state.get("root"), state.get("container"), state.get("calls")
+        if not (root and container and calls) or files.exists(f"{root}/{container}"):
+            return
         try:
-            layout.remove(cg.Cgroup(calls))
+            layout.remove(cg.Cgroup(str(calls)))
         except CgroupError as error:
             log.warn(self.paths, "cgroup of a deleted container stays behind", error=str(error))
 

@@ -270,19 +270,19 @@ def test_session_is_forgotten_once_its_container_is_gone(paths, tmp_path):
     assert [os.path.basename(found.where) for found in calls.open_all(paths)] == ["there"]
 
 
-@pytest.mark.parametrize("is_known", [True, False])
-def test_layout_of_a_container_that_is_gone_goes_with_its_last_call(paths, tmp_path, is_known):
+@pytest.mark.parametrize("container", ["there", "gone", "unsaid"])
+def test_layout_of_a_container_that_is_gone_goes_with_its_last_call(paths, tmp_path, container):
     root = tmp_path / "runc"
     (root / "box").mkdir(parents=True)
     layout = tmp_path / "cgroup/box/agentrun-calls"
     (layout / "call-0").mkdir(parents=True)
     session = calls.open_calls(paths, str(root), "box")
     assert session is not None
-    session.take_slot({"id": "x", "root": str(root), "container": "box", "calls": str(layout)})
+    whose = {} if container == "unsaid" else {"root": str(root), "container": "box"}
+    session.take_slot({"id": "x", **whose, "calls": str(layout)})
     end_owner(paths, "call-0")
-    if not is_known:
+    if container == "gone":
         (root / "box").rmdir()
     assert session.harvest() == 1
     session.close()
-    assert layout.exists() == is_known
-    assert layout.parent.exists() == is_known
+    assert layout.parent.exists() == layout.exists() == (container != "gone")

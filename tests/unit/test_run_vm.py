@@ -71,7 +71,7 @@ def test_only_few_failures_run_again_and_what_passes_then_is_named(
     assert not any("UNSTABLE" in line for line in (*good.lines(), *bad.lines()))
 
 
-@pytest.mark.parametrize("failed", [[], [f"t.py::{n}" for n in range(5)]])
+@pytest.mark.parametrize("failed", [[], [f"t.py::{n}" for n in range(9)]])
 def test_a_dead_vm_or_many_failures_do_not_run_again(
     run_vm: ModuleType, monkeypatch: pytest.MonkeyPatch, failed: list[str]
 ) -> None:

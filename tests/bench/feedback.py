@@ -1,12 +1,13 @@
 """How soon an agent reads what it is told, counted from the end of its call. Prints rows for benchmarks.md.
 
 `feedback.py native N`: agentrund and calls of its own on this machine (root, a cgroup2 mount; a hybrid one
-will do). `feedback.py engines N`: OOM kills with docker and podman (the test VM), timed by the kernel log.
+will do). `feedback.py engines N`: OOM kills with docker and podman (the test VM), timed by a tracepoint.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,7 @@ IMAGE = "agentrun-test/agentbox"
 LAST_LINE = "import os, sys, time; sys.stderr.write(f'last {time.monotonic()}\\n'); sys.stderr.flush()"
 HOG = "x = bytearray(200 << 20)"
 KILL = "import sys; sys.path.insert(0, sys.argv[1]); from agentrun.ctl import cli; cli(['kill', sys.argv[2]])"
-KILLED = "Memory cgroup out of memory: Killed process"
+VICTIM = re.compile(r" (\d+\.\d+): mark_victim: ")
 
 
 def read_until_end(stream: int, prefix: bytes) -> tuple[float, float, bytes]:
@@ -37,27 +38,31 @@ def read_until_end(stream: int, prefix: bytes) -> tuple[float, float, bytes]:
     return seen, time.monotonic(), text
 
 
-class Kernel:
-    """The kernel's log, with its times as time.monotonic() gives them."""
+class Kills:
+    """OOM kills as the kernel's tracepoint tells them, on the clock of time.monotonic().
+
+    Not the kernel log: its clock is another, and a kill is logged after a page of text on a slow console.
+    """
 
     def __init__(self) -> None:
-        self._fd = os.open("/dev/kmsg", os.O_RDWR | os.O_NONBLOCK)
-        os.lseek(self._fd, 0, os.SEEK_END)
+        self._where = Path("/sys/kernel/tracing/instances/agentrun-bench")
+        self._where.mkdir(exist_ok=True)
+        (self._where / "trace_clock").write_text("mono")
+        (self._where / "events/oom/mark_victim/enable").write_text("1")
+        self.forget()
 
-    def when(self, text: str) -> float | None:
-        """When the latest line with a text was logged; reads all that is there."""
-        now, at, offset = time.monotonic(), None, 0.0
-        os.write(self._fd, b"agentrun: now")  # stamped at once; returns when slow consoles have it
-        while True:
-            try:
-                head, _, line = os.read(self._fd, 8192).decode(errors="replace").partition(";")
-            except BlockingIOError:
-                return None if at is None else at + offset
-            seconds = int(head.split(",")[2]) / 1e6
-            if line.startswith("agentrun: now"):
-                offset = now - seconds  # the log's clock is not quite CLOCK_MONOTONIC
-            elif text in line:
-                at = seconds
+    def forget(self) -> None:
+        """Count from here."""
+        (self._where / "trace").write_text("")
+
+    def first(self) -> float | None:
+        """When the first kill was; None where there was none."""
+        found = VICTIM.search((self._where / "trace").read_text())
+        return None if found is None else float(found[1])
+
+    def close(self) -> None:
+        """Trace no more."""
+        self._where.rmdir()
 
 
 def compare(
@@ -82,7 +87,7 @@ def compare(
 
 def engine_rows(engine: str, runtime: str, count: int) -> list[Comparison]:
     """OOM kills at a call's own limit, against commands that print a line and end."""
-    kernel = Kernel()
+    kills = Kills()
     place = ["--runtime", runtime]
     begin = [engine, *place, "run"] if engine == "podman" else [engine, "run", *place]
     create = [*begin, "-d", "--rm", "--name", "b-told", "-m", "300m", IMAGE, "sleep", "1000000"]
@@ -103,8 +108,9 @@ def engine_rows(engine: str, runtime: str, count: int) -> list[Comparison]:
     def oom() -> list[float]:
         while True:
             intent = ("-e", "AGENTRUN_INTENT=memory=64m")
+            kills.forget()
             seen, end, _ = run(b"[agentrun] ", *intent, "b-told", "python3", "-c", HOG)
-            began = kernel.when(KILLED)
+            began = kills.first()
             if began is None:
                 sys.exit("bench: nothing was OOM killed")
             if seen:
@@ -118,6 +124,7 @@ def engine_rows(engine: str, runtime: str, count: int) -> list[Comparison]:
         )
     finally:
         subprocess.run([engine, "rm", "-f", "b-told"], check=True, stdout=subprocess.DEVNULL)
+        kills.close()
 
 
 def native_rows(count: int) -> list[Comparison]:

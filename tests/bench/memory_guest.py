@@ -99,7 +99,8 @@ class Scene:
 
     def __init__(self, hog: str, pace: str, arm: Arm) -> None:
         self.hog, self.pace, self.arm = hog, PACES[pace], arm
-        self.folder = Path(tempfile.mkdtemp(prefix="agentrun-bench-"))
+        # Not /tmp: where that is a tmpfs, what is written there is no page cache that could be given back.
+        self.folder = Path(tempfile.mkdtemp(prefix="agentrun-bench-", dir="/var/tmp"))
         self.paths = Paths(str(self.folder))
         for name in ("var/log", "var/lib"):
             (self.folder / name).mkdir(parents=True)

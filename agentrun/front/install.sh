@@ -27,11 +27,13 @@ render() {
 	mv -f "$2.new" "$2"
 }
 
+install -d -m 0755 "$bin"
 for package in agentrun agentrun/bpf agentrun/controller agentrun/net agentrun/replay agentrun/trace; do
-	install -d -m 0755 "$bin" "$lib/$package"
-	for module in "$package"/*.py; do
-		place "$module" "$lib/$module" 0644
-	done
+	rm -rf "$lib/$package/.new"
+	install -d -m 0755 "$lib/$package" "$lib/$package/.new"
+	install -m 0644 "$package"/*.py "$lib/$package/.new"
+	mv -f "$lib/$package/.new"/*.py "$lib/$package"
+	rmdir "$lib/$package/.new"
 	for installed in "$lib/$package"/*.py; do
 		[ -e "$package/${installed##*/}" ] || rm -f "$installed"
 	done

@@ -29,6 +29,7 @@ PREFIX = "call-"
 WAITING = "wait-"  # a call that waits before it takes a slot; see `waiting_name`
 SESSIONS = "sessions"
 _LOCK = "lock"
+_SHORTENED = "%-"  # in the name of a root directory whose own is too long for one
 _STATE_LIMIT = 1 << 20
 _HARVEST_LIMIT = 16  # slots that one exec looks at, so that its own cost stays bounded
 _SLOTS_LIMIT = 1 << 16
@@ -40,11 +41,13 @@ BACKLOG_LIMIT = 64  # calls of one container that wait for agentrund before an e
 def escape_root(root: str) -> str:
     """A backend's root directory as one file name, readable and unambiguous."""
     name = root.strip("/").replace("%", "%25").replace("@", "%40").replace("/", "@")
-    return name if len(name) <= 200 else name[:80] + "%" + records.digest(name)
+    return name if len(name) <= 200 else name[:80] + _SHORTENED + records.digest(name)
 
 
-def unescape_root(name: str) -> str:
-    """The root directory that `escape_root` made a name of (a shortened one gives a path that is nowhere)."""
+def unescape_root(name: str) -> str | None:
+    """The root directory that `escape_root` made a name of; None where it had to shorten it."""
+    if _SHORTENED in name:
+        return None
     return "/" + name.replace("@", "/").replace("%40", "@").replace("%25", "%")
 
 
@@ -270,7 +273,14 @@ class Calls:
         except CgroupError as error:
             log.warn(self.paths, "cgroup of a call stays behind", error=str(error))
         self.free_slot(name)
-        self._remove_layout(state)
+        if self._is_container_gone():
+            self._remove_layout(state)
+
+    def _is_container_gone(self) -> bool:
+        """Whether the backend knows the container no more; False where that cannot be told."""
+        head, _, container_id = self.where.rpartition("/")
+        root = unescape_root(head.rpartition("/")[2])
+        return root is not None and not files.exists(f"{root}/{container_id}")
 
     def _remove_layout(self, state: dict[str, Any]) -> None:
         """Remove what a delete left of its container's cgroup because this call's start was in its way.
@@ -278,11 +288,8 @@ class Calls:
         runc gives up on a cgroup that stays busy for 0.3 s (RemovePath in opencontainers/cgroups) and
         forgets the container all the same: nobody else would ever look there again.
         """
-        root, container, calls = state.get("root"), state.get("container"), state.get("calls")
-        if not (root and container and calls) or files.exists(f"{root}/{container}"):
-            return
         try:
-            layout.remove(cg.Cgroup(str(calls)))
+            layout.remove(cg.Cgroup(str(state.get("calls"))))
         except CgroupError as error:
             log.warn(self.paths, "cgroup of a deleted container stays behind", error=str(error))
 
@@ -302,8 +309,7 @@ class Calls:
 
     def forget_if_gone(self) -> None:
         """Remove the session's directory if its container is gone: an exec that raced with delete left it."""
-        head, _, container_id = self.where.rpartition("/")
-        if not files.exists(f"{unescape_root(head.rpartition('/')[2])}/{container_id}"):
+        if self._is_container_gone():
             self.forget_if_empty()
 
     def forget_if_empty(self) -> None:

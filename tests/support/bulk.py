@@ -48,7 +48,6 @@ def runtime(session: calls.Calls, root: str, cgroup: str, call_id: str, command:
     state = {
         "id": call_id,
         "container": "c1",
-        "root": f"{root}/runc",
         "calls": f"{cgroup}/agentrun-calls",
         "start": time.time(),
         "pid_file": pid_file,

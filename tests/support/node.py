@@ -114,7 +114,6 @@ class Node:
             "id": call_id,
             "owner": [owner.pid, start_ticks(owner.pid)],
             "container": "c1",
-            "root": str(self.root / "runc"),
             "calls": str(self.cgroup / "agentrun-calls"),
             "start": time.time(),
             "pid_file": path,

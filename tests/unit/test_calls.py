@@ -259,6 +259,10 @@ def test_root_can_be_read_back_from_its_name(root):
     assert calls.unescape_root(calls.escape_root(root)) == root
 
 
+def test_root_that_was_shortened_is_not_made_up():
+    assert calls.unescape_root(calls.escape_root("/x" * 200)) is None
+
+
 def test_session_is_forgotten_once_its_container_is_gone(paths, tmp_path):
     for container_id in ("there", "gone"):
         made = calls.open_calls(paths, str(tmp_path / "runc"), container_id)
@@ -270,19 +274,22 @@ def test_session_is_forgotten_once_its_container_is_gone(paths, tmp_path):
     assert [os.path.basename(found.where) for found in calls.open_all(paths)] == ["there"]
 
 
-@pytest.mark.parametrize("container", ["there", "gone", "unsaid"])
-def test_layout_of_a_container_that_is_gone_goes_with_its_last_call(paths, tmp_path, container):
-    root = tmp_path / "runc"
+@pytest.mark.parametrize(
+    ("deleted", "parents"), [(False, "runc"), (True, "runc"), (True, "r" * 150 + "/s" * 40)]
+)
+def test_layout_of_a_container_that_is_gone_goes_with_its_last_call(paths, tmp_path, deleted, parents):
+    root = tmp_path / parents
     (root / "box").mkdir(parents=True)
     layout = tmp_path / "cgroup/box/agentrun-calls"
     (layout / "call-0").mkdir(parents=True)
     session = calls.open_calls(paths, str(root), "box")
     assert session is not None
-    whose = {} if container == "unsaid" else {"root": str(root), "container": "box"}
-    session.take_slot({"id": "x", **whose, "calls": str(layout)})
+    session.take_slot({"id": "x", "calls": str(layout)})
     end_owner(paths, "call-0")
-    if container == "gone":
+    if deleted:
         (root / "box").rmdir()
     assert session.harvest() == 1
     session.close()
-    assert layout.parent.exists() == layout.exists() == (container != "gone")
+    # A root whose name had to be shortened cannot be read back: nobody is taken for gone.
+    is_removed = deleted and parents == "runc"
+    assert layout.parent.exists() == layout.exists() == (not is_removed)

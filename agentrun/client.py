@@ -31,6 +31,12 @@ from agentrun.query import Query, matches
 __all__ = ("VERDICTS", "Client", "Query", "blame")
 
 VERDICTS = ("ok", "failed", "oom-killed", "timed-out", "stalled", "killed", "refused")
+_KILLERS = {
+    "operator": "operator",
+    "engine": "infrastructure",
+    "controller": "infrastructure",
+    "client": "infrastructure",
+}
 _POLL_S = 0.05
 
 
@@ -48,9 +54,7 @@ def blame(record: Mapping[str, Any]) -> str | None:
     if verdict == "refused":
         return "infrastructure"
     if verdict == "killed":
-        return {"operator": "operator", "engine": "infrastructure", "controller": "infrastructure"}.get(
-            str(level), "agent"
-        )
+        return _KILLERS.get(str(level), "agent")
     return "agent"
 
 

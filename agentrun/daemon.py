@@ -28,6 +28,7 @@ from agentrun.cgroup import Cgroup
 from agentrun.controller.controller import Controller
 from agentrun.daemonstatus import DaemonStatus
 from agentrun.deadlines import Deadlines
+from agentrun.disconnect import Disconnect
 from agentrun.errors import AgentrunError, StateError
 from agentrun.images import Images
 from agentrun.ingester import Ingester
@@ -403,6 +404,7 @@ def main() -> None:
             Stalls(daemon, teller),
             OomOrder(daemon),
             Background(daemon),
+            Disconnect(daemon),
             Images(daemon),
             Starts(daemon),  # after it: it looks at the image
             RateNotes(daemon),

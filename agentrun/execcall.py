@@ -8,6 +8,7 @@ import time
 
 from agentrun import calls, files, layout, log, netmark, policy, processdoc, records, session, surroundings
 from agentrun.cgroup import Cgroup
+from agentrun.container import start_ticks
 from agentrun.decide import Decision, decide
 from agentrun.errors import CgroupError, RefusedError, StateError, reason
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from agentrun.argv import Invocation
     from agentrun.config import Config
     from agentrun.container import Container
+    from agentrun.intent import Intent
     from agentrun.paths import Paths
     from agentrun.plan import Limits, Plan
 
@@ -227,6 +229,7 @@ def _new_state(
     """What is known of a call before it begins: its state file, and most of its record."""
     container, plan = Cgroup(found.cgroup), decision.plan
     assert plan is not None
+    client = _find_client(decision.intent)
     enforced = decision.mode == "enforce"
     pid_file = invocation.last("pid-file")
     stored, unwrapped = config.policy.get("record_command", "name"), decision.command
@@ -247,6 +250,7 @@ def _new_state(
         "class": plan.class_name,
         "rank": plan.rank if enforced else None,
         "rule": decision.rule,
+        "client": client,
         "intent": decision.describe_intent(),
         "limits": plan.limits() if enforced else None,
         "reasons": plan.reasons,
@@ -255,6 +259,18 @@ def _new_state(
         "care": _care(config, decision),
         "start": time.time(),
     }
+
+
+def _find_client(intent: Intent) -> list[int] | None:
+    """[pid, start ticks] of the process that the call is run for; pids are reused."""
+    if intent.client is None:
+        return None
+    ticks = start_ticks(intent.client)
+    if ticks is not None:
+        return [intent.client, ticks]
+    intent.refuse(f"client={intent.client}", "no such process on the host")
+    intent.client = None
+    return None
 
 
 def _care(config: Config, decision: Decision) -> dict[str, Any]:
@@ -267,6 +283,7 @@ def _care(config: Config, decision: Decision) -> dict[str, Any]:
         care["templates"] = config.policy["feedback"]
     if decision.mode == "enforce":
         care["background"] = plan.background
+        care["on_disconnect"] = plan.on_disconnect
         care["stall"] = plan.stall
         care["oom_score_adj"] = plan.oom_score_adj
         if plan.learned:

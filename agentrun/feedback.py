@@ -18,6 +18,7 @@ _WIDTH = 150  # six lines of four-byte characters still are less than PIPE_BUF
 _KILLS = ("oom-killed", "timed-out", "stalled", "killed")
 _KILLERS = {
     "operator": "by the operator of this machine",
+    "client": "because the process that it was run for is gone",
     "controller": "because memory was short and calls of higher priority came first",
 }
 _SHARE = 0.1  # of its time, and...

@@ -29,6 +29,7 @@ _SHOWN_LIMIT = 64  # characters of a refused part that a record repeats
 _RAW_LIMIT = 256
 _REFUSED_LIMIT = 16  # refused parts that a record names
 _NAME_LIMIT = 64
+_PID_MOST = 1 << 22  # PID_MAX_LIMIT of a 64-bit kernel
 _CUTS_LIMIT = 16  # declarations that are cut out of one word
 _BOUNDARY = frozenset(" \t\n;&|(")
 _VALUE_ENDS = frozenset(" \t\n;&|()")
@@ -42,10 +43,11 @@ class Intent:
     """What a call asks for; None where nothing was asked.
 
     `memory` in bytes, `cpu` in CPUs, `pids` as a count, `time` in seconds, `net`, `priority` and
-    `class_name` as names. `raw` is the declaration as it came (cut), `refused` holds (part, reason).
+    `class_name` as names, `client` as a pid of the host. `raw` is the declaration as it came (cut),
+    `refused` holds (part, reason).
     """
 
-    __slots__ = ("class_name", "cpu", "memory", "net", "pids", "priority", "raw", "refused", "time")
+    __slots__ = ("class_name", "client", "cpu", "memory", "net", "pids", "priority", "raw", "refused", "time")
 
     def __init__(self) -> None:
         self.memory: int | None = None
@@ -55,6 +57,7 @@ class Intent:
         self.net: str | None = None
         self.priority: str | None = None
         self.class_name: str | None = None
+        self.client: int | None = None
         self.raw: str | None = None
         self.refused: list[tuple[str, str]] = []
 
@@ -73,6 +76,7 @@ class Intent:
             "net": self.net,
             "priority": self.priority,
             "class": self.class_name,
+            "client": self.client,
         }
         return {name: value for name, value in asked.items() if value is not None}
 
@@ -140,6 +144,14 @@ def _take_class(intent: Intent, value: str) -> str | None:
     return None
 
 
+def _take_client(intent: Intent, value: str) -> str | None:
+    pid = parse_count(value)
+    if not pid or pid > _PID_MOST:
+        return "expected the pid of a process on the host"
+    intent.client = pid
+    return None
+
+
 _TAKERS = {
     "memory": _take_memory,
     "cpu": _take_cpu,
@@ -148,6 +160,7 @@ _TAKERS = {
     "net": _take_net,
     "priority": _take_priority,
     "class": _take_class,
+    "client": _take_client,
 }
 
 

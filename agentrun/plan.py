@@ -52,8 +52,8 @@ class Plan:
     __slots__ = (
         "admission", "background", "boost", "ceilings", "class_name", "cpu_weight", "cpus", "cpuset",
         "feedback", "io_max", "io_weight", "learned", "memory", "memory_adaptive", "memory_high",
-        "memory_low", "memory_min", "net", "oom_score_adj", "pids", "priority", "rank", "reasons", "stall",
-        "time_hard", "time_soft",
+        "memory_low", "memory_min", "net", "on_disconnect", "oom_score_adj", "pids", "priority", "rank",
+        "reasons", "stall", "time_hard", "time_soft",
     )  # fmt: skip
 
     def __init__(self, class_name: str = "standard") -> None:
@@ -82,6 +82,7 @@ class Plan:
         self.oom_score_adj = OOM_SCORE_ADJ
         self.feedback = "on"
         self.background = "demote"
+        self.on_disconnect = "keep"
         self.stall: dict[str, Any] | None = None
         self.reasons: list[str] = []
         # The most that any intent could have got, None for no bound: what feedback may advise to ask for.
@@ -341,6 +342,7 @@ def make_plan(
     plan.ceilings["session_memory"] = session.memory
     plan.feedback = klass.get("feedback", "on")
     plan.background = klass.get("background", "demote")
+    plan.on_disconnect = klass.get("on-disconnect", "keep")
     plan.stall = klass.get("stall")
     plan.oom_score_adj = tier.get("oom-score-adj", OOM_SCORE_ADJ)
     if policy.get("adapt", "on") == "on":

@@ -168,6 +168,13 @@ CLASS = Table(
             "demote",
             "kill",
         ),
+        "on-disconnect": Key(
+            Choice(("keep", "kill")),
+            "What happens to a call when the process that its intent names as `client` is gone (by "
+            "agentrund).",
+            "keep",
+            "kill",
+        ),
         "stall": Key(STALL, "A call that only waits for memory (watched by agentrund)."),
         "may-wait": Key(
             Flag(),

@@ -36,7 +36,7 @@ def describe_status(status: int | None) -> dict[str, Any]:
 
 
 def judge(record: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """The verdict of a measured call and its level: whose limit, or who (operator, engine, controller)."""
+    """The verdict of a measured call and its level: whose limit, or who ended it (operator, engine...)."""
     waited = record.get("waited") or {}
     if waited.get("outcome") == "refused":
         return "refused", waited.get("level")

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from engine import IMAGE, Engine
 from runtimes import run, wait_for
-from watched import box, call, hog, policy, raw_records
+from watched import box, call, hog, names_in_calls, policy, raw_records
 from watched import daemon as daemon
 
 BOTH = [("docker", "crun"), ("podman", "runc")]
@@ -27,6 +27,7 @@ version: 1
 default-class: plain
 classes:
   plain: {}
+  attended: {on-disconnect: kill}
   timed: {time: {soft: 8s, hard: 2m}}
   squeezed: {memory: {max: 250M, high: 40M}, time: {hard: 15s}}
   watched: {memory: {max: 250M, high: 40M}, time: {hard: 3m}, stall: {share: 50%, time: 4s, action: kill}}
@@ -128,6 +129,36 @@ def test_end_is_judged_truthfully(engine, name):
     assert set(record["flags"]) == case.flags, record
     assert record["end_is"] == "seen"
     assert engine.pid("box") == pid
+
+
+CLIENTS = {
+    "killed, and the policy says so": ("attended", True, ("killed", "client", 137)),
+    "killed, and the policy keeps it": ("plain", True, ("ok", None, 0)),
+    "alive": ("attended", False, ("ok", None, 0)),
+}
+
+
+@pytest.mark.parametrize("name", CLIENTS)
+def test_call_whose_client_is(engine, name):
+    class_name, is_killed, end = CLIENTS[name]
+    pid, known = engine.pid("box"), {r["id"] for r in raw_records()}
+    intent = f"AGENTRUN_INTENT=class={class_name},client=$$"
+    script = f'exec {engine.name} exec -e "{intent}" box sh -c "setsid sleep 15 & sleep 15; wait"'
+    with subprocess.Popen(["sh", "-c", script], stdin=subprocess.DEVNULL) as client:
+        wait_for(lambda: "sleep" in names_in_calls(engine), "the command to run")
+        if is_killed:
+            client.kill()
+    record = wait_for(lambda: [r for r in raw_records() if r["id"] not in known], "the record", 60)[0]
+    assert (record["verdict"], record["level"], record["exit_code"]) == end
+    assert record["intent"]["accepted"] == {"class": class_name, "client": client.pid}
+    assert not names_in_calls(engine)
+    assert engine.pid("box") == pid
+
+
+def test_client_that_nobody_knows_is_refused(engine):
+    done, record = call(engine, "true", intent="class=attended,client=4194304")
+    assert (done.returncode, record["verdict"]) == (0, "ok")
+    assert record["intent"]["refused"] == [["client=4194304", "no such process on the host"]]
 
 
 def records_of(container: str, count: int) -> list[dict[str, Any]]:

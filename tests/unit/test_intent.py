@@ -63,6 +63,7 @@ def test_malformed_size_is_refused(text):
 
 
 ACCEPTED = {
+    "AGENTRUN_INTENT=client=4711,class=test": {"client": 4711, "class": "test"},
     "AGENTRUN_INTENT=memory=2g,cpu=1.5,pids=100": {"memory": 2 * GIB, "cpu": 1.5, "pids": 100},
     "AGENTRUN_INTENT= Memory = 512m , CPU=2 ": {"memory": 512 * MIB, "cpu": 2.0},
     "AGENTRUN_INTENT=mem=64m": {"memory": 64 * MIB},
@@ -100,6 +101,9 @@ def test_intent_is_accepted(entry):
 
 # The last five are what AgentCgroup's shell arithmetic executed or turned into no limit at all.
 REFUSED = [
+    "client=0",
+    "client=self",
+    "client=99999999",
     "memory=$(reboot)",
     "memory=`id`",
     "memory=-1",

@@ -32,7 +32,8 @@ class Config:
     `enforcement` is `auto`, `bpf`, `cgroup` or `none`: what may be used beside the plain limits.
     `policy` is a compiled policy (see `policy`), `sources` identifies the files that all this was made from,
     `problems` says why one of them did not count. `records` says how long records are kept (`retention`),
-    `oom_hold_ms` how long a call that is killed for memory waits for its feedback (`bpf.oomhold`).
+    `oom_hold_ms` how long a call that is killed for memory waits for its feedback (`bpf.oomhold`), `parking`
+    whether our CPU scheduler parks calls that are short of memory (`scx`).
     """
 
     __slots__ = (
@@ -41,6 +42,7 @@ class Config:
         "fail_closed",
         "mode",
         "oom_hold_ms",
+        "parking",
         "policy",
         "problems",
         "records",
@@ -58,6 +60,7 @@ class Config:
         enforcement: str = "auto",
         records: dict[str, Any] | None = None,
         oom_hold_ms: int = OOM_HOLD_MS,
+        parking: bool = False,
     ) -> None:
         self.backends = backends
         self.mode = mode
@@ -68,6 +71,7 @@ class Config:
         self.enforcement = enforcement
         self.records = records or {"keep_days": KEEP_DAYS, "max_mb": MAX_MB}
         self.oom_hold_ms = oom_hold_ms
+        self.parking = parking
 
     def to_json(self) -> dict[str, Any]:
         """The compiled form; `from_json` is its inverse."""
@@ -82,6 +86,7 @@ class Config:
             "policy": self.policy,
             "records": self.records,
             "oom_hold_ms": self.oom_hold_ms,
+            "parking": self.parking,
         }
 
 
@@ -106,6 +111,7 @@ def from_json(data: Any) -> Config:
             enforcement=str(data.get("enforcement", "auto")),
             records={key: data["records"][key] for key in ("keep_days", "max_mb")},
             oom_hold_ms=int(data.get("oom_hold_ms", OOM_HOLD_MS)),
+            parking=bool(data.get("parking")),
         )
     except (KeyError, TypeError) as error:
         raise ValueError(f"compiled configuration is damaged: {error!r}") from error

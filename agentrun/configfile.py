@@ -32,7 +32,7 @@ SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 BUILTIN_BACKENDS = ("runc", "crun")
 
 _KEYS = {
-    "": ("version", "backends", "mode", "fail", "enforcement", "oom_hold", "calls", "records"),
+    "": ("version", "backends", "mode", "fail", "enforcement", "oom_hold", "parking", "calls", "records"),
     "calls": ("memory_max", "pids_max"),
     "records": ("keep_days", "max_mb"),
 }
@@ -200,6 +200,13 @@ def _read_oom_hold(source: _Source) -> int:
     return round(seconds * 1000)
 
 
+def _read_flag(source: _Source, key: str) -> bool:
+    value = source.table.get(key, False)
+    if not isinstance(value, bool):
+        source.wrong(key, value, "expected true or false")
+    return value is True
+
+
 def builtin() -> Config:
     """The configuration of a host without a file."""
     names = [path for name in BUILTIN_BACKENDS if (path := find_backend(name))]
@@ -222,6 +229,7 @@ def compile_file(paths: Paths) -> Config:
         enforcement=_read_choice(source, "enforcement", ENFORCEMENTS),
         records=_read_records(source),
         oom_hold_ms=_read_oom_hold(source),
+        parking=_read_flag(source, "parking"),
     )
     if source.problems:
         raise ConfigError("\n".join(source.problems))

@@ -411,6 +411,7 @@ def main() -> None:
         )
         controller = Controller(daemon, paths)
         daemon.on_change.append(controller.changed)
+        events.on_pressure.append(controller.pressed)
         teller.start()
         events.start()
         scheduler = SchedulerKeeper(daemon, paths)

@@ -283,9 +283,10 @@ def _care(config: Config, decision: Decision) -> dict[str, Any]:
         care["templates"] = config.policy["feedback"]
     if decision.mode == "enforce":
         care["background"] = plan.background
-        care["on_disconnect"] = plan.on_disconnect
         care["stall"] = plan.stall
         care["oom_score_adj"] = plan.oom_score_adj
+        if plan.on_disconnect != "keep":
+            care["on_disconnect"] = plan.on_disconnect
         if plan.learned:
             care["learned"] = True
         if not plan.boost:

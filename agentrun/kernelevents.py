@@ -14,6 +14,7 @@ from __future__ import annotations
 import mmap
 import select
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from agentrun import config, log, records
@@ -32,7 +33,7 @@ _BATCH = 256  # records, about a millisecond
 _BUSY_S = 0.005  # until a record that was being written is looked at again
 _PATIENCE_S = 1.0
 _EARLY = 64  # victims of calls that are not known yet
-_KINDS = frozenset({int(types.Kind.OOM_VICTIM)})
+_KINDS = frozenset({int(types.Kind.OOM_VICTIM), int(types.Kind.PRESSURE)})
 
 
 def level_of(limit: int, call: Call, cgroup_root: str) -> tuple[str | None, str | None]:
@@ -59,6 +60,7 @@ class KernelEvents(Part):
     def __init__(self, daemon: Daemon, teller: Teller) -> None:
         self.daemon = daemon
         self.teller = teller
+        self.on_pressure: list[Callable[[], None]] = []
         self.ring: ringbuf.Ring | None = None
         self.hold: oomhold.OomHold | None = None
         self._pin: tuple[int, int] | None = None
@@ -114,8 +116,13 @@ class KernelEvents(Part):
         ring = self.ring
         if ring is None:
             return
-        for event in ring.read(_KINDS, _BATCH):
-            self._killed(event)
+        found = ring.read(_KINDS, _BATCH)
+        if any(event.kind == types.Kind.PRESSURE for event in found):
+            for action in self.on_pressure:
+                action()
+        for event in found:
+            if event.kind == types.Kind.OOM_VICTIM:
+                self._killed(event)
         if ring.is_busy:
             self.daemon.rewatch(ring.fileno(), 0)
             self.daemon.later(_BUSY_S, lambda: self._resume(ring))

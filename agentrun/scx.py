@@ -13,6 +13,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from agentrun import config
 from agentrun.bpf import elf, modules, pins
 from agentrun.errors import BpfError
 from agentrun.paths import Paths
@@ -117,10 +118,14 @@ def last_exit() -> Exit | None:
 def load(paths: Paths, knobs: Mapping[str, int] | None = None) -> bool:
     """Bring the scheduler in force; False where it is already.
 
-    `knobs` are constants of bpf/scx/knobs.h by name. What the kernel threw out is removed first: its link
-    still looks attached, and its pin is in the way. Raises BpfError, also while another scheduler is loaded.
+    `knobs` are constants of bpf/scx/knobs.h by name; None for those of the host's configuration. What the
+    kernel threw out is removed first: its link still looks attached, and its pin is in the way. Raises
+    BpfError, also while another scheduler is loaded.
     """
     now = state()
+    if knobs is None and config.load(paths).parking:
+        modules.load(paths, modules.MODULES["mempressure"])  # it marks whom the scheduler parks
+        knobs = {"parking": 1}
     if now.enabled and not now.ours:
         raise BpfError(f"load scx: scheduler {now.name!r} is loaded, and the kernel takes one at a time")
     if not now.enabled:

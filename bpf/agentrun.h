@@ -19,6 +19,7 @@ enum ar_event_kind {
 	AR_EVENT_OOM_VICTIM = 4, /* struct ar_oom follows the head; value: 1 chosen, 0 dies with its group */
 	AR_EVENT_ATTACH = 5,	/* pid: who was moved into a call from outside */
 	AR_EVENT_DENIED = 6,	/* struct ar_denied follows the head */
+	AR_EVENT_PRESSURE = 7,	/* call: whose limit gets short; value: MiB that are left */
 };
 
 /* Head of every event in the ring buffer. */
@@ -118,6 +119,49 @@ struct ar_memcg_policy {
 	__u32 pad;
 };
 
+/*
+ * Memory pressure: a cgroup whose limit calls share, in the map ar_pressure by its id. agentrund says who they are
+ * and where it gets tight; the rest is kept by the program. Times are CLOCK_MONOTONIC.
+ */
+#define AR_PRESSURE_MEMBERS 16
+
+enum ar_pressure_how {
+	AR_PRESSURE_TELL = 1,  /* an event when it gets tight */
+	AR_PRESSURE_MARK = 2,  /* mark calls in ar_marks: the scheduler parks them */
+	AR_PRESSURE_TIMER = 4, /* look every few milliseconds, not only when somebody is charged */
+};
+
+struct ar_pressure_member {
+	__u64 id;	  /* of the call's cgroup */
+	__u64 soft_bytes; /* never marked below this */
+	__u64 usage;
+	__u64 base_bytes; /* it grows when it is a step above this */
+	__u64 base_ns;
+	__u64 grew_ns;
+	__u64 marked_ns; /* since when it is marked; 0: it is not */
+	__u64 rest_ns;	 /* it was marked for long: not again before this */
+	__u32 rank;	 /* who is higher goes first */
+	__u32 is_populated;
+};
+
+struct ar_pressure {
+	__u64 limit_bytes;
+	__u64 tight_bytes; /* of it left: too little */
+	__u64 ample_bytes; /* of it left: enough again */
+	__u64 looked_ns;
+	__u64 told_ns;
+	__u64 told_left;
+	__u64 looks;
+	__u64 marks;
+	__u32 how; /* enum ar_pressure_how */
+	__u32 count;
+	__u32 is_short;
+	__u32 pad;
+	struct ar_pressure_member members[AR_PRESSURE_MEMBERS];
+};
+
+_Static_assert(sizeof(struct ar_pressure_member) == 72, "ar_pressure_member is shared with Python");
+_Static_assert(sizeof(struct ar_pressure) == 80 + 72 * AR_PRESSURE_MEMBERS, "ar_pressure is shared with Python");
 _Static_assert(sizeof(struct ar_memcg_policy) == 48, "ar_memcg_policy is shared with Python");
 _Static_assert(sizeof(struct ar_event) == 48, "ar_event is shared with Python");
 _Static_assert(sizeof(struct ar_oom) == 48 + 16, "ar_oom is shared with Python");

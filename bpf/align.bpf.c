@@ -11,3 +11,5 @@ struct ar_net_count align_net_count;
 struct ar_net_rule align_net_rule;
 struct ar_net_profile align_net_profile;
 struct ar_memcg_policy align_memcg_policy;
+struct ar_pressure_member align_pressure_member;
+struct ar_pressure align_pressure;

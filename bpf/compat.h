@@ -45,6 +45,13 @@ static __always_inline u64 pages_of(const struct task_struct *task)
 /* Linux 6.17, 535b070f4a80: only names that begin with "user." */
 extern int bpf_cgroup_read_xattr(struct cgroup *cgroup, const char *name__str,
 				 struct bpf_dynptr *value_p) __ksym;
+/* Linux 7.0, mm/bpf_memcontrol.c: memory of a cgroup, asked from anywhere. */
+extern struct mem_cgroup *bpf_get_mem_cgroup(struct cgroup_subsys_state *css) __ksym __weak;
+extern void bpf_put_mem_cgroup(struct mem_cgroup *memcg) __ksym __weak;
+extern unsigned long bpf_mem_cgroup_usage(struct mem_cgroup *memcg) __ksym __weak;
+extern unsigned long bpf_mem_cgroup_page_state(struct mem_cgroup *memcg, int idx) __ksym __weak;
+/* Linux 6.1, 332ea1f697be */
+extern struct cgroup *bpf_cgroup_from_id(u64 cgid) __ksym;
 /* Linux 6.2, fda01efc6160 and 5ca786707829 */
 extern struct cgroup *bpf_cgroup_ancestor(struct cgroup *cgrp, int level) __ksym;
 extern void bpf_cgroup_release(struct cgroup *cgrp) __ksym;

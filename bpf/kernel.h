@@ -44,6 +44,8 @@ struct cgroup;
 struct cgroup_subsys_state {
 	struct cgroup *cgroup;
 	struct cgroup_subsys_state *parent;
+	int nr_populated_csets; /* as in 7.3; earlier kernels have them in struct cgroup */
+	int nr_populated_children;
 };
 
 struct cgroup {
@@ -88,6 +90,8 @@ struct mem_cgroup {
 	struct cgroup_subsys_state css;
 	struct page_counter memory;
 };
+
+enum node_stat_item { NR_INACTIVE_FILE = 2, NR_ACTIVE_FILE }; /* by CO-RE */
 
 struct oom_control {
 	struct mem_cgroup *memcg; /* whose limit it is; NULL: the machine ran out */

@@ -88,6 +88,10 @@ void BPF_PROG(ar_enqueue, struct task_struct *p, u64 enq_flags)
 		queue_with_group(p, task, inverse, true, enq_flags);
 		return;
 	}
+	if (parking && is_marked(task->slot) && may_park(p, enq_flags)) {
+		park(p, task, enq_flags);
+		return;
+	}
 	if (enq_flags & ENUM(scx_enq_flags, SCX_ENQ_LAST)) {
 		scx_bpf_dsq_insert(p, SCX_DSQ_LOCAL, slice_ns, enq_flags);
 		return;
@@ -115,11 +119,13 @@ void BPF_PROG(ar_dispatch, s32 cpu, struct task_struct *prev)
 	struct task_struct *head;
 	u64 now = scx_bpf_now(), inverse = SHARE_ONE, head_tag = 0, behind;
 
+	if (parking && nr_parked)
+		release(bpf_ktime_get_ns());
 	is_prev = task;
 	if (task) {
 		inverse = inverse_share(task->slot);
 		settle(prev, inverse);
-		is_prev = !(nr_limited && is_held(task->slot, now));
+		is_prev = !(nr_limited && is_held(task->slot, now)) && !(parking && is_marked(task->slot));
 	}
 	head = scx_bpf_dsq_peek(DSQ_CPU + cpu);
 	has_head = head;
@@ -340,6 +346,9 @@ s32 BPF_PROG(ar_init)
 		return -ENOMEM;
 	nr_online = bpf_cpumask_weight(online);
 	scx_bpf_put_cpumask(online);
+	error = scx_bpf_create_dsq(DSQ_PARKED, -1);
+	if (error)
+		return error;
 	nr_cpus = scx_bpf_nr_cpu_ids();
 	if (nr_cpus > MAX_CPUS)
 		return -ENOMEM;

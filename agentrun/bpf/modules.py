@@ -75,6 +75,7 @@ MODULES = {
         ),
         Module("memcg_ops_v6", "soft memory limits by memcg_bpf_ops (RFC v6)", default=False, by_cgroup=True),
         Module("memcg_ops_v7", "soft memory limits by memcg_bpf_ops (RFC v7)", default=False, by_cgroup=True),
+        Module("mempressure", "which calls wait for memory, seen as it is charged", default=False),
         Module("scx", "CPU shares by cgroup, in a scheduler of our own", exclusive=True, default=False),
     )
 }

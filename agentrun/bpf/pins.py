@@ -34,7 +34,7 @@ def is_mounted(path: str = BPFFS) -> bool:
 
 
 def _check_private(path: str) -> None:
-    info = os.lstat(path)
+    info = _lstat(path)
     if not stat.S_ISDIR(info.st_mode) or info.st_uid != 0 or info.st_mode & 0o077:
         raise BpfError(
             f"use pins in {path!r}: not a directory of root's alone (mode {stat.S_IMODE(info.st_mode):04o},"
@@ -58,9 +58,17 @@ def make_directory(path: str) -> None:
         _check_private(at)
 
 
+def _lstat(path: str) -> os.stat_result:
+    """lstat(2). BpfError where it fails; `syscall.is_missing` says whether there is nothing."""
+    try:
+        return os.lstat(path)
+    except OSError as error:
+        raise BpfError(f"use pin {path!r}: {error.strerror}") from error
+
+
 def check_owner(path: str) -> None:
     """Raise BpfError unless a pin belongs to root and its mode lets nobody else write it."""
-    info = os.lstat(path)
+    info = _lstat(path)
     if not stat.S_ISREG(info.st_mode) or info.st_uid != 0 or info.st_mode & 0o022:
         raise BpfError(
             f"use pin {path!r}: not root's alone (mode {stat.S_IMODE(info.st_mode):04o}, owner {info.st_uid})"

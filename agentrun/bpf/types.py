@@ -9,6 +9,7 @@ NET_FORMAT = 1
 NET_RULES = 128
 NET_DEFAULT_ALLOW = 1
 NET_XATTR = "user.agentrun.net"
+PRESSURE_MEMBERS = 16
 LIMIT_HOST = 0
 LIMIT_UNKNOWN = (1 << 64) - 1
 
@@ -22,6 +23,7 @@ class Kind(enum.IntEnum):
     OOM_VICTIM = 4
     ATTACH = 5
     DENIED = 6
+    PRESSURE = 7
 
 
 class DeniedBy(enum.IntEnum):
@@ -131,6 +133,51 @@ class MemcgPolicy(ctypes.Structure):
     )
 
 
+class How(enum.IntFlag):
+    """enum ar_pressure_how."""
+
+    TELL = 1
+    MARK = 2
+    TIMER = 4
+
+
+class PressureMember(ctypes.Structure):
+    """struct ar_pressure_member: a call below a limit that calls share."""
+
+    _fields_ = (
+        ("id", ctypes.c_uint64),
+        ("soft_bytes", ctypes.c_uint64),
+        ("usage", ctypes.c_uint64),
+        ("base_bytes", ctypes.c_uint64),
+        ("base_ns", ctypes.c_uint64),
+        ("grew_ns", ctypes.c_uint64),
+        ("marked_ns", ctypes.c_uint64),
+        ("rest_ns", ctypes.c_uint64),
+        ("rank", ctypes.c_uint32),
+        ("is_populated", ctypes.c_uint32),
+    )
+
+
+class Pressure(ctypes.Structure):
+    """struct ar_pressure: the limit, its calls, and what the program knows of them."""
+
+    _fields_ = (
+        ("limit_bytes", ctypes.c_uint64),
+        ("tight_bytes", ctypes.c_uint64),
+        ("ample_bytes", ctypes.c_uint64),
+        ("looked_ns", ctypes.c_uint64),
+        ("told_ns", ctypes.c_uint64),
+        ("told_left", ctypes.c_uint64),
+        ("looks", ctypes.c_uint64),
+        ("marks", ctypes.c_uint64),
+        ("how", ctypes.c_uint32),
+        ("count", ctypes.c_uint32),
+        ("is_short", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
+        ("members", PressureMember * PRESSURE_MEMBERS),
+    )
+
+
 STRUCTS = {
     "ar_event": Event,
     "ar_oom": Oom,
@@ -140,4 +187,6 @@ STRUCTS = {
     "ar_net_rule": NetRule,
     "ar_net_profile": NetProfile,
     "ar_memcg_policy": MemcgPolicy,
+    "ar_pressure_member": PressureMember,
+    "ar_pressure": Pressure,
 }

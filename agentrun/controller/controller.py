@@ -1,7 +1,8 @@
 """The controller in agentrund: asleep while nothing contends, awake at 10 to 100 Hz while something does.
 
 It is woken by calls that come and go, by a call that passes its guard (memory.high; `memory.events` becomes
-readable), by a domain that hits its limit (its `memory.events`), and by stalls (PSI triggers). Where calls
+readable), by a domain that hits its limit (its `memory.events`), by stalls (PSI triggers), and where the BPF
+module `mempressure` is loaded by the kernel as soon as a domain gets short. Where calls
 compete, a peek every quarter of a second catches what none of these tells: growth of the first call.
 """
 
@@ -21,6 +22,7 @@ from agentrun.controller.booster import Booster
 from agentrun.controller.decisions import CALM_S, WATCH, decide
 from agentrun.controller.gatefile import GateFile, admits
 from agentrun.controller.model import HOST, Action, Decision, Memory, Snapshot
+from agentrun.controller.pressure import Pressure
 from agentrun.controller.snapshot import Reader
 from agentrun.errors import CgroupError
 from agentrun.paths import Paths
@@ -70,6 +72,7 @@ class Controller:
         self._gate_file = GateFile(paths)
         self._policy_admits = InForce(paths, admits, False)
         self._booster = Booster(self._reader)
+        self._pressure = Pressure(paths)
         self._populated: tuple[str, ...] = ()
         self._boost_planned = False
         self._admits = False
@@ -92,6 +95,10 @@ class Controller:
     def changed(self) -> None:
         """A call came or went."""
         self._stale = True
+        self._soon()
+
+    def pressed(self) -> None:
+        """The kernel says that a limit gets short (the BPF module `mempressure`)."""
         self._soon()
 
     def _soon(self) -> None:
@@ -197,6 +204,7 @@ class Controller:
 
     def _take_members(self) -> None:
         self._stale = False
+        self._pressure.look()
         self._admits = self._policy_admits.says()
         self._live = {call.cgroup.path: call for call in self._loop.live.values()}
         new, gone = self._reader.update({key: call.state for key, call in self._live.items()})
@@ -248,6 +256,7 @@ class Controller:
                 self._watch(key, member.files.fd("memory.events"))
         for domain in snapshot.domains:
             self._watch_domain(domain.key)
+        self._pressure.follow(snapshot)
 
     def _watch(self, key: str, fd: int | None, *, read: bool = False) -> None:
         """Look when a cgroup file changes. It stays ready until it is read; a look reads those of calls."""
@@ -289,6 +298,7 @@ class Controller:
         for name in list(self._watched):
             self._unwatch(name)
         self._reader.close()
+        self._pressure.close()
         self._gate_file.remove()
         self._turn += 1
         self._closed = True

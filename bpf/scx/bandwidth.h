@@ -124,20 +124,19 @@ static __always_inline bool is_held(u32 slot, u64 now)
 	return held_until(slot, now) != 0;
 }
 
-/* While any group is held: have idle CPUs look again. The cheapest thing that cannot forget anybody. */
+/* While any group is held or any task parked: have idle CPUs look again. The cheapest thing that cannot forget anybody. */
 static int bandwidth_tick(void *map, u32 *key, struct bandwidth_timer *timer)
 {
 	s32 cpu;
 
-	if (nr_held) {
-		nr_held = 0;
-		if (nr_waiting_groups_tasks) {
-			nr_held = 1;
+	if (nr_held || nr_parked) {
+		nr_held = nr_held && nr_waiting_groups_tasks;
+		if (nr_held || nr_parked) {
 			bpf_for(cpu, 0, nr_cpus)
 				scx_bpf_kick_cpu(cpu, ENUM(scx_kick_flags, SCX_KICK_IDLE));
 		}
 	}
-	if (nr_limited)
+	if (nr_limited || nr_parked)
 		bpf_timer_start(&timer->timer, bandwidth_tick_ns, 0);
 	else
 		timer_runs = 0;
@@ -149,7 +148,7 @@ static __always_inline void run_timer(void)
 	u32 zero = 0;
 	struct bandwidth_timer *timer = bpf_map_lookup_elem(&ar_scx_timer, &zero);
 
-	if (timer && nr_limited && !__sync_val_compare_and_swap(&timer_runs, 0, 1))
+	if (timer && (nr_limited || nr_parked) && !__sync_val_compare_and_swap(&timer_runs, 0, 1))
 		bpf_timer_start(&timer->timer, bandwidth_tick_ns, 0);
 }
 

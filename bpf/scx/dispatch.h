@@ -3,7 +3,7 @@
 #ifndef AGENTRUN_SCX_DISPATCH_H
 #define AGENTRUN_SCX_DISPATCH_H
 
-#include "queues.h"
+#include "parking.h"
 
 /* Put right what was paid in advance for p with what it ran. */
 static __noinline int settle(struct task_struct *p, u64 inverse)

@@ -7,7 +7,6 @@
 #define AGENTRUN_SCX_KERNEL_H
 
 #include <linux/bpf.h>
-#include <linux/version.h>
 #include <stdbool.h>
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_tracing.h>
@@ -29,6 +28,8 @@ typedef __s64 s64;
 #ifndef __weak
 #define __weak __attribute__((weak))
 #endif
+
+#include "../loops.h"
 
 /* The values differ between kernels (SCX_ENQ_HEAD was 0x10 until 6.18): read them with ENUM() only. */
 enum scx_enq_flags { SCX_ENQ_WAKEUP = 1, SCX_ENQ_HEAD, SCX_ENQ_PREEMPT, SCX_ENQ_LAST };
@@ -70,8 +71,19 @@ struct sched_ext_entity {
 	u64 dsq_vtime;
 };
 
+struct pt_regs {
+	unsigned long orig_ax; /* x86 */
+};
+
+struct signal_struct {
+	unsigned int flags;
+};
+
 struct task_struct {
 	unsigned int flags;
+	struct signal_struct *signal;
+	int rcu_read_lock_nesting;
+	unsigned short migration_disabled;
 	int nr_cpus_allowed;
 	const struct cpumask *cpus_ptr;
 	struct sched_entity se;
@@ -131,6 +143,16 @@ extern s32 scx_bpf_dsq_nr_queued(u64 dsq_id) __ksym;
 /* Linux 6.19, 44f5c8ec5b9a */
 extern struct task_struct *scx_bpf_dsq_peek(u64 dsq_id) __ksym;
 extern bool scx_bpf_task_set_slice(struct task_struct *p, u64 slice) __ksym;
+/* Linux 6.12 (6.13 under these names, 5209c03c8ed2): a queue's tasks one after the other. */
+struct bpf_iter_scx_dsq {
+	u64 opaque[6];
+} __attribute__((aligned(8)));
+extern int bpf_iter_scx_dsq_new(struct bpf_iter_scx_dsq *it, u64 dsq_id, u64 flags) __ksym __weak;
+extern struct task_struct *bpf_iter_scx_dsq_next(struct bpf_iter_scx_dsq *it) __ksym __weak;
+extern void bpf_iter_scx_dsq_destroy(struct bpf_iter_scx_dsq *it) __ksym __weak;
+extern void scx_bpf_dsq_move_set_vtime(struct bpf_iter_scx_dsq *it, u64 vtime) __ksym __weak;
+extern bool scx_bpf_dsq_move_vtime(struct bpf_iter_scx_dsq *it, struct task_struct *p, u64 dsq_id,
+				   u64 enq_flags) __ksym __weak;
 extern void scx_bpf_kick_cpu(s32 cpu, u64 flags) __ksym;
 extern s32 scx_bpf_pick_idle_cpu(const struct cpumask *allowed, u64 flags) __ksym;
 extern s32 scx_bpf_pick_any_cpu(const struct cpumask *allowed, u64 flags) __ksym;
@@ -143,23 +165,5 @@ extern const struct cpumask *scx_bpf_get_online_cpumask(void) __ksym;
 extern void scx_bpf_put_cpumask(const struct cpumask *mask) __ksym;
 extern struct cgroup *bpf_cgroup_ancestor(struct cgroup *cgrp, int level) __ksym;
 extern void bpf_cgroup_release(struct cgroup *cgrp) __ksym;
-
-/* libbpf before 1.3 does not have it. A loop that the verifier looks at once, whatever its bound. */
-#ifndef bpf_for
-#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 4, 0) /* of the headers: 6018bc7af2f8 */
-struct bpf_iter_num {
-	u64 opaque;
-};
-#endif
-extern int bpf_iter_num_new(struct bpf_iter_num *it, int start, int end) __ksym;
-extern int *bpf_iter_num_next(struct bpf_iter_num *it) __ksym;
-extern void bpf_iter_num_destroy(struct bpf_iter_num *it) __ksym;
-#define bpf_for(i, start, end) for ( \
-	struct bpf_iter_num ___it __attribute__((aligned(8), cleanup(bpf_iter_num_destroy))), \
-	*___p __attribute__((unused)) = (bpf_iter_num_new(&___it, (start), (end)), \
-		(void)bpf_iter_num_destroy, (void *)0); \
-	({ int *___t = bpf_iter_num_next(&___it); (___t ? ((i) = *___t, (i) >= (start) && (i) < (end)) : 0); }); \
-	)
-#endif
 
 #endif

@@ -24,6 +24,8 @@ const volatile u64 preempt_after_ns = 500000;
 /* cpu.max is honoured; how often limits are looked at while any is set. */
 const volatile bool bandwidth = true;
 const volatile u64 bandwidth_tick_ns = 5000000;
+/* Calls that are marked for memory get no CPU (scx/parking.h). */
+const volatile bool parking = false;
 /* For tests only: lose every task of this group, so that the watchdog has something to find. */
 const volatile u64 broken_group_id = 0;
 

@@ -44,8 +44,8 @@ static __always_inline void begin_waiting(struct task_state *task, u32 where)
 	u32 slot = task->slot & (MAX_GROUPS - 1), word = slot / 64;
 
 	task->waiting = where;
-	if (where == ON_CPU) {
-		__sync_fetch_and_add(&nr_waiting_cpu_tasks, 1);
+	if (where != IN_GROUP) {
+		__sync_fetch_and_add(where == PARKED ? &nr_parked : &nr_waiting_cpu_tasks, 1);
 		return;
 	}
 	__sync_fetch_and_add(&nr_waiting_groups_tasks, 1);
@@ -65,8 +65,8 @@ static __always_inline void end_waiting(struct task_state *task)
 	if (where == NOT_WAITING)
 		return;
 	task->waiting = NOT_WAITING;
-	if (where == ON_CPU) {
-		__sync_fetch_and_add(&nr_waiting_cpu_tasks, -1);
+	if (where != IN_GROUP) {
+		__sync_fetch_and_add(where == PARKED ? &nr_parked : &nr_waiting_cpu_tasks, -1);
 		return;
 	}
 	__sync_fetch_and_add(&nr_waiting_groups_tasks, -1);

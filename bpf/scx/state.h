@@ -8,6 +8,7 @@
 
 #define ROOT_SLOT 0
 #define DSQ_GROUP 0x10000ULL /* + slot: a group's waiting tasks, by their virtual time */
+#define DSQ_PARKED 0x30000ULL /* tasks of calls that are marked, by when they came */
 #define DSQ_CPU 0x20000ULL   /* + CPU: waiting tasks that may not run everywhere, by start tag */
 
 /*
@@ -49,7 +50,7 @@ struct cpu_state {
 
 struct cpu_state cpus[MAX_CPUS];
 
-enum waiting { NOT_WAITING, IN_GROUP, ON_CPU };
+enum waiting { NOT_WAITING, IN_GROUP, ON_CPU, PARKED };
 
 struct task_state {
 	u32 slot;
@@ -114,6 +115,7 @@ enum counter {
 	COUNT_STOLEN,	 /* from another CPU's queue */
 	COUNT_RETRIED,	 /* the group that is furthest behind had nothing for this CPU */
 	COUNT_SHARED_SLOT, /* a cgroup beyond MAX_GROUPS */
+	COUNT_PARKED,	 /* stopped by a mark */
 	NR_COUNTERS,
 };
 
@@ -128,6 +130,7 @@ struct {
 u64 waiting_groups[MAX_GROUPS / 64];
 u32 nr_waiting_groups_tasks; /* tasks in all groups' queues */
 u32 nr_waiting_cpu_tasks;    /* tasks in all CPUs' queues */
+u32 nr_parked;
 u32 top_word;		     /* index of the last word of waiting_groups that was ever used */
 u32 nr_limited;		     /* groups with cpu.max */
 s32 nr_cpus;

@@ -24,7 +24,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from agentrun import calls, fastjson
+from agentrun import calls, fastjson, scx
+from agentrun.bpf import mempressure, modules
+from agentrun.controller import rules
 from agentrun.paths import Paths
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -51,7 +53,8 @@ class Arm:
     name: str
     low: bool = True
     static_high: bool = False
-    helper: str = ""  # polling, controller
+    helper: str = ""  # polling, controller, park-timer, park-hook
+    told: bool = False  # the kernel wakes the controller (the BPF module mempressure)
     weights: bool = False
     late: bool = False  # HIGH comes when LOW has taken all it wants
 
@@ -66,6 +69,10 @@ ARMS = {
         Arm("polling-weights", helper="polling", weights=True),
         Arm("weights-only", weights=True),
         Arm("controller", helper="controller", weights=True),
+        Arm("controller-bpf", helper="controller", weights=True, told=True),
+        Arm("park-timer", helper="park-timer", weights=True),
+        Arm("park-hook", helper="park-hook", weights=True),
+        Arm("scheduler-only", helper="scheduler", weights=True),
         Arm("controller-no-weights", helper="controller"),
         Arm("late-max-only", weights=True, late=True),
         Arm("late-controller", helper="controller", weights=True, late=True),
@@ -94,6 +101,41 @@ def polling_freezer() -> None:
         time.sleep(0.005)
 
 
+class Parking:
+    """Calls that our scheduler parks while one above them is short of memory; no process takes part."""
+
+    def __init__(self, paths: Paths, how: str) -> None:
+        self.paths = paths
+        self.how = mempressure.How.MARK | (mempressure.How.TIMER if how == "park-timer" else 0)
+        self.members: list[mempressure.Member] = []
+        self.maps: mempressure.MemPressure | None = None
+        scx.load(paths, {"parking": 1})
+        if how != "scheduler":
+            modules.load(paths, mempressure.MODULE)
+            self.maps = mempressure.MemPressure()
+
+    def add(self, cgroup: Path, rank: list[int]) -> None:
+        """Watch one more call."""
+        if self.maps is None:
+            return
+        self.members.append(mempressure.Member(cgroup.stat().st_ino, (rank[0], rank[1])))
+        limit = LIMIT_MB << 20
+        tight = int(limit * rules.RESERVE)
+        watched = mempressure.Limit(limit, tight, int(tight * rules.THAW), tuple(self.members), self.how)
+        self.maps.publish({PARENT.stat().st_ino: watched})
+
+    def close(self) -> dict[str, Any]:
+        """Take it out again; what it did. The scheduler has to be in force still."""
+        found: dict[str, Any] = {"scheduler": scx.state().name}
+        if self.maps is not None:
+            seen = self.maps.read(PARENT.stat().st_ino)
+            found |= {"looks": seen.looks, "marks": seen.marks} if seen else {}
+            self.maps.close()
+            modules.unload(self.paths, mempressure.MODULE)
+        scx.unload(self.paths)
+        return found
+
+
 class Scene:
     """The cgroups and the calls of one run."""
 
@@ -106,6 +148,7 @@ class Scene:
             (self.folder / name).mkdir(parents=True)
         self.processes: dict[str, subprocess.Popen[str]] = {}
         self.began: dict[str, float] = {}
+        self.parking: Parking | None = None
 
     def make_cgroups(self) -> None:
         """The parent, and in it a container for each call."""
@@ -129,6 +172,8 @@ class Scene:
         path, state = self.take_slot(name, cgroup)
         cgroup.mkdir()
         (cgroup / "memory.oom.group").write_text("1")
+        if self.parking is not None:
+            self.parking.add(cgroup, RANKS[name])
         if self.arm.static_high and name != "high":
             (cgroup / "memory.high").write_text(STATIC_HIGH)
         chunk_kb, think_us, with_file = self.pace
@@ -218,9 +263,9 @@ class Scene:
 
 
 @contextlib.contextmanager
-def helper(scene: Scene) -> Iterator[dict[str, float]]:
+def helper(scene: Scene) -> Iterator[dict[str, Any]]:
     """The arm's process beside the calls, and what CPU it used (seconds), start-up left out."""
-    used: dict[str, float] = {}
+    used: dict[str, Any] = {}
     tree = str(Path(__file__).parents[2])
     if scene.arm.helper == "polling":
         command = [sys.executable, __file__, "--poll"]
@@ -228,9 +273,18 @@ def helper(scene: Scene) -> Iterator[dict[str, float]]:
         command = [sys.executable, f"{tree}/tests/bench/recording_daemon.py", os.environ["RECORD"]]
     elif scene.arm.helper == "controller":
         command = [sys.executable, "-c", DAEMON.format(tree=tree)]
+    elif scene.arm.helper:
+        scene.parking = Parking(scene.paths, scene.arm.helper)
+        try:
+            yield used
+        finally:
+            used["parking"] = scene.parking.close()
+        return
     else:
         yield used
         return
+    if scene.arm.told:
+        modules.load(scene.paths, mempressure.MODULE)
     process = subprocess.Popen(command, env={**os.environ, "AGENTRUN_ROOT": str(scene.folder)})
     deadline = time.monotonic() + 20
     while scene.arm.helper == "controller" and not calls.is_daemon_alive(scene.paths):
@@ -245,6 +299,8 @@ def helper(scene: Scene) -> Iterator[dict[str, float]]:
         used["helper_wall_s"] = round(time.monotonic() - began, 3)
         process.terminate()
         process.wait(timeout=30)
+        if scene.arm.told:
+            modules.unload(scene.paths, mempressure.MODULE)
 
 
 def cpu_of(pid: int) -> float:

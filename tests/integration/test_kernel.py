@@ -222,6 +222,17 @@ def test_buffer_that_goes_and_comes_back_is_found_again(events):
     engine.rm("box")
 
 
+def test_agentrund_reads_the_buffer_of_another_module_where_events_is_not_loaded(events):
+    run("agentrunctl", "bpf", "load", "net")
+    modules.unload(PATHS, modules.MODULES["events"])
+    Path(daemonstatus.path_of(PATHS)).unlink()
+    run("systemctl", "restart", "agentrund")
+    try:
+        wait_for(lambda: said("events").get("is_read"), "agentrund to read what net has made")
+    finally:
+        run("agentrunctl", "bpf", "load", "events")
+
+
 # A kernel without any of it.
 
 

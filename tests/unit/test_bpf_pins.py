@@ -33,6 +33,12 @@ def test_a_pin_that_others_can_write_or_that_is_a_link_is_refused(tmp_path):
         pins.check_owner(str(pin))
 
 
+def test_a_pin_that_is_missing_is_told_from_one_that_is_refused(tmp_path):
+    with pytest.raises(BpfError, match="No such file") as missing:
+        pins.open_map(str(tmp_path / "map"), "map")
+    assert syscall.is_missing(missing.value)
+
+
 def test_versions_are_in_order_of_age_and_a_half_loaded_one_does_not_count(tmp_path, monkeypatch):
     monkeypatch.setattr(pins, "ROOT", str(tmp_path))
     module = modules.MODULES["net"]

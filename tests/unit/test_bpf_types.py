@@ -52,6 +52,9 @@ def test_constants_are_those_of_the_header():
     assert f"#define AR_NET_FORMAT {types.NET_FORMAT}\n" in header
     assert f"#define AR_NET_RULES {types.NET_RULES}\n" in header
     assert f'#define AR_NET_XATTR "{types.NET_XATTR}"\n' in header
+    assert f"#define AR_PRESSURE_MEMBERS {types.PRESSURE_MEMBERS}\n" in header
+    for how in types.How:
+        assert f"AR_PRESSURE_{how.name} = {how.value}," in header
     for kind in types.Kind:
         assert f"AR_EVENT_{kind.name} = {kind.value}," in header
     for by in types.DeniedBy:

@@ -34,6 +34,7 @@ MISTAKES = {
     "version = 2": "version = 2: expected 1",
     GOOD + "backend = 1": "unknown key 'backend', did you mean 'backends'?",
     GOOD + "zzz = 1": "unknown key 'zzz', known keys: version, backends, mode, fail, enforcement, oom_hold,",
+    GOOD + "parking = 1": "parking = 1: expected true or false",
     GOOD + 'oom_hold = "50"': 'oom_hold = \'50\': expected a duration from "1ms" to "1s", or "none"',
     GOOD + 'oom_hold = "2s"': "oom_hold = '2s': expected a duration",
     GOOD + "oom_hold = 50": "oom_hold = 50: expected a duration",

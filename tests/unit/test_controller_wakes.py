@@ -161,6 +161,17 @@ def test_call_that_comes_when_a_peek_is_overdue_is_not_missed(host):
     assert str(third) in host.controller.memory.growth
 
 
+def test_kernel_that_tells_of_pressure_is_heard_at_once(host, monkeypatch):
+    host.call("high", HIGH)
+    host.call("low", LOW)
+    host.loop.run(0.1)
+    looks = []
+    monkeypatch.setattr(host.controller, "step", lambda: looks.append(host.loop.now))
+    host.controller.pressed()
+    host.loop.run(0.005)
+    assert len(looks) == 1
+
+
 def test_low_is_frozen_noted_and_thawed_when_high_is_gone(host):
     high, low = contend(host)
     assert (freeze_of(high), freeze_of(low)) == ("0", "1")

@@ -1,0 +1,121 @@
+"""Memory pressure seen where memory is charged (bpf/mempressure.bpf.c): what is watched, and how.
+
+For each limit that calls share, one entry says who they are, by rank, and when it gets tight. The program
+then tells (an event in the ring buffer) or marks (the scheduler parks who is marked) at once: nobody polls.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from agentrun.bpf import modules, pins, syscall, types
+from agentrun.errors import BpfError
+
+MODULE = modules.MODULES["mempressure"]
+How = types.How
+_PRIORITY_MOST = (1 << 16) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A call: the id (inode) of its cgroup, its rank, and the bytes below which it is never marked."""
+
+    id: int
+    rank: tuple[int, int]
+    soft: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A limit that calls share, in bytes: short when less than `tight` is left, until `ample` is again."""
+
+    limit: int
+    tight: int
+    ample: int
+    members: tuple[Member, ...]
+    how: types.How = How.TELL
+
+
+def rank_number(rank: tuple[int, int]) -> int:
+    """A rank as one number: the tier's priority counts first."""
+    tier, own = (max(0, min(part, _PRIORITY_MOST)) for part in rank)
+    return tier << 16 | own
+
+
+def entry(limit: Limit, before: types.Pressure | None = None) -> types.Pressure:
+    """The map's value; what the program knows of calls that stay is kept. Pure.
+
+    Of more than `types.PRESSURE_MEMBERS` calls the highest and the lowest matter: the middle is left out.
+    """
+    known = {} if before is None else {each.id: each for each in before.members[: before.count]}
+    made = types.Pressure(
+        limit_bytes=limit.limit, tight_bytes=limit.tight, ample_bytes=limit.ample, told_left=limit.limit
+    )
+    made.how, members = int(limit.how), _chosen(limit.members)
+    made.count = len(members)
+    for place, member in enumerate(members):
+        kept = known.get(member.id, types.PressureMember(id=member.id))
+        kept.rank, kept.soft_bytes = rank_number(member.rank), member.soft
+        made.members[place] = kept
+    return made
+
+
+def _chosen(members: tuple[Member, ...]) -> tuple[Member, ...]:
+    ordered = sorted(members, key=lambda member: member.rank, reverse=True)
+    half = types.PRESSURE_MEMBERS // 2
+    return tuple(ordered if len(ordered) <= 2 * half else [*ordered[:half], *ordered[-half:]])
+
+
+class MemPressure:
+    """The loaded program's maps: `publish` what is to be watched, and `close` them."""
+
+    def __init__(self) -> None:
+        version = modules.loaded_version(MODULE)
+        if version is None:
+            raise BpfError("watch memory pressure: not loaded (agentrunctl bpf load mempressure)")
+        self.directory = f"{MODULE.directory}/{version}"
+        self._limits = self._open("ar_pressure")
+        self._homes = self._open("ar_pressure_of")
+        self._published: dict[int, Limit] = {}
+
+    def _open(self, name: str) -> syscall.Map:
+        return pins.open_map(f"{self.directory}/map_{name}", name)
+
+    def publish(self, limits: Mapping[int, Limit]) -> None:
+        """Watch these limits, by the id of their cgroup, and no others. Raises BpfError."""
+        for number in self._published.keys() - limits.keys():
+            self._forget(number)
+        for number, limit in limits.items():
+            if self._published.get(number) != limit:
+                self._watch(number, limit)
+
+    def _watch(self, number: int, limit: Limit) -> None:
+        before = self._published.get(number)
+        for gone in (set(before.members) - set(limit.members)) if before else ():
+            self._homes.delete(_key(gone.id))
+        self._limits.update(_key(number), bytes(entry(limit, self.read(number))))
+        for member in limit.members:
+            self._homes.update(_key(member.id), _key(number))
+        self._published[number] = limit
+
+    def _forget(self, number: int) -> None:
+        for member in self._published.pop(number).members:
+            self._homes.delete(_key(member.id))
+        self._limits.delete(_key(number))
+
+    def read(self, number: int) -> types.Pressure | None:
+        """What the program knows of a limit; None where it is not watched."""
+        found = self._limits.lookup(_key(number))
+        return None if found is None else types.Pressure.from_buffer_copy(found)
+
+    def close(self) -> None:
+        """Watch nothing any more. Raises BpfError."""
+        self.publish({})
+        self._limits.close()
+        self._homes.close()
+
+
+def _key(number: int) -> bytes:
+    return number.to_bytes(8, sys.byteorder)

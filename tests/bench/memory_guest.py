@@ -32,7 +32,7 @@ from agentrun.paths import Paths
 CGROUP = Path("/sys/fs/cgroup")
 PARENT = CGROUP / "agentrun-bench"
 LIMIT_MB, HIGH_MB, LOW_MB = 600, 280, 265
-TIMEOUT_S = 60
+TIMEOUT_S = 60  # after that a call counts as one that never finished
 HOLD_MS = 500
 LATE_HOLD_MS = 15_000
 DAEMON = "import sys; sys.path.insert(0, {tree!r}); from agentrun.daemon import main; main()"
@@ -57,6 +57,11 @@ class Arm:
     told: bool = False  # the kernel wakes the controller (the BPF module mempressure)
     weights: bool = False
     late: bool = False  # HIGH comes when LOW has taken all it wants
+
+    @property
+    def parks(self) -> bool:
+        """Whether it needs our scheduler."""
+        return self.helper in ("park-timer", "park-hook", "scheduler")
 
 
 ARMS = {
@@ -109,7 +114,7 @@ class Parking:
         self.how = mempressure.How.MARK | (mempressure.How.TIMER if how == "park-timer" else 0)
         self.members: list[mempressure.Member] = []
         self.maps: mempressure.MemPressure | None = None
-        scx.load(paths, {"parking": 1})
+        scx.load(paths, {"parking": 1})  # some ten seconds, so it stays for the next arm that wants it
         if how != "scheduler":
             modules.load(paths, mempressure.MODULE)
             self.maps = mempressure.MemPressure()
@@ -132,7 +137,6 @@ class Parking:
             found |= {"looks": seen.looks, "marks": seen.marks} if seen else {}
             self.maps.close()
             modules.unload(self.paths, mempressure.MODULE)
-        scx.unload(self.paths)
         return found
 
 
@@ -273,7 +277,7 @@ def helper(scene: Scene) -> Iterator[dict[str, Any]]:
         command = [sys.executable, f"{tree}/tests/bench/recording_daemon.py", os.environ["RECORD"]]
     elif scene.arm.helper == "controller":
         command = [sys.executable, "-c", DAEMON.format(tree=tree)]
-    elif scene.arm.helper:
+    elif scene.arm.parks:
         scene.parking = Parking(scene.paths, scene.arm.helper)
         try:
             yield used
@@ -311,6 +315,8 @@ def cpu_of(pid: int) -> float:
 
 def one_run(hog: str, pace: str, arm: Arm) -> dict[str, Any]:
     """One run of one arm."""
+    if not arm.parks:
+        scx.unload(Paths())
     scene = Scene(hog, pace, arm)
     scene.make_cgroups()
     try:
@@ -338,10 +344,14 @@ def main() -> None:
         polling_freezer()
         return
     hog, runs, pace, *names = sys.argv[1:]
+    until = time.monotonic() + float(os.environ.get("MINUTES", "inf")) * 60
     for number in range(int(runs)):
+        if time.monotonic() > until:
+            break
         order = names if number % 2 == 0 else names[::-1]
         for name in order:
             print(json.dumps({"run": number, **one_run(hog, pace, ARMS[name])}), flush=True)
+    scx.unload(Paths())
 
 
 if __name__ == "__main__":

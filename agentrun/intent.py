@@ -239,12 +239,18 @@ def declared(entries: Iterable[object]) -> list[str]:
 def gather(annotated: str | None, environment: Iterable[object], assignments: Iterable[object]) -> Intent:
     """What the call asks for, from all channels; the nearer to the command, the stronger.
 
-    `annotated` is the container's annotation, `assignments` are those in front of the command.
+    `annotated` is the container's annotation, `assignments` are those in front of the command. A `client` is
+    what the exec's caller says in its environment: what the agent writes before a command cannot change it.
     """
     intent = Intent()
-    texts = [] if annotated is None else [annotated]
-    for text in [*texts, *declared(environment), *declared(assignments)]:
+    for text in [*([] if annotated is None else [annotated]), *declared(environment)]:
         take_into(intent, text)
+    client = intent.client
+    for text in declared(assignments):
+        take_into(intent, text)
+    if intent.client != client:
+        intent.refuse(f"client={intent.client}", "only from the environment of the exec")
+        intent.client = client
     return intent
 
 

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from agentrun import config
+from agentrun import config, log
 from agentrun.bpf import elf, modules, pins
 from agentrun.errors import BpfError
 from agentrun.paths import Paths
@@ -123,9 +123,8 @@ def load(paths: Paths, knobs: Mapping[str, int] | None = None) -> bool:
     BpfError, also while another scheduler is loaded.
     """
     now = state()
-    if knobs is None and config.load(paths).parking:
-        modules.load(paths, modules.MODULES["mempressure"])  # it marks whom the scheduler parks
-        knobs = {"parking": 1}
+    if knobs is None:
+        knobs = _configured(paths)
     if now.enabled and not now.ours:
         raise BpfError(f"load scx: scheduler {now.name!r} is loaded, and the kernel takes one at a time")
     if not now.enabled:
@@ -137,6 +136,18 @@ def load(paths: Paths, knobs: Mapping[str, int] | None = None) -> bool:
             raise BpfError("load scx: its object is not installed (make -C bpf, make install)")
         module = replace(module, constants=elf.constants(file, knobs))
     return modules.load(paths, module)
+
+
+def _configured(paths: Paths) -> dict[str, int]:
+    """The knobs that config.toml asks for. Without the module that marks whom it parks, it only schedules."""
+    if not config.load(paths).parking:
+        return {}
+    try:
+        modules.load(paths, modules.MODULES["mempressure"])
+    except BpfError as error:
+        log.warn(paths, "calls will not be parked", error=str(error))
+        return {}
+    return {"parking": 1}
 
 
 def unload(paths: Paths) -> bool:

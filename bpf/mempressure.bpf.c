@@ -3,7 +3,7 @@
  * Which calls are to wait because a call of higher rank is short of memory, seen where memory is charged.
  *
  * agentrund keeps an entry in ar_pressure for each cgroup whose limit calls share. Whenever one of those calls is
- * charged (the slow path, once for many pages), or every few milliseconds, the program looks at what is left of the
+ * charged (at most once a millisecond), or every few milliseconds, the program looks at what is left of the
  * limit and at who grows. Nobody says in advance what a call will need. While little is left and a call of higher
  * rank has grown lately, lower ones above their soft limit are marked for a tenth of a second at a time, or
  * agentrund is told at once, or both. File cache counts as left.
@@ -29,6 +29,7 @@ char _license[] SEC("license") = "Dual BSD/GPL";
 #define TELL_NS (100 * MS)     /* again, though nothing changed */
 #define STEP (2ULL << 20)      /* bytes that count as growth */
 #define CLOCK_MONOTONIC 1
+#define MAX_LEVELS 12
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -37,7 +38,7 @@ struct {
 	__type(value, struct ar_pressure);
 } ar_pressure SEC(".maps");
 
-/* The limit that a call shares with others, by the ids of both. */
+/* Calls that any entry of ar_pressure names, by id: what keeps everybody else's charges cheap. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, NR_PRESSURES * AR_PRESSURE_MEMBERS);
@@ -261,21 +262,41 @@ static __always_inline void run_timer(void)
 	bpf_timer_start(&timer->timer, TICK_NS, 0);
 }
 
-/* Not for each page: a CPU takes pages of a cgroup in batches (MEMCG_CHARGE_BATCH) and comes here for the next. */
+/* Looks at every limit around a call that is watched: its container's, a pod's. */
+static __noinline int look_upwards(struct cgroup *cgrp)
+{
+	u32 i;
+
+	if (!cgrp)
+		return 0;
+	for (i = 0; i < MAX_LEVELS; i++) {
+		struct ar_pressure *pressure;
+		u64 id;
+
+		cgrp = parent_of(cgrp);
+		if (!cgrp)
+			return 0;
+		id = cgrp->kn->id;
+		pressure = bpf_map_lookup_elem(&ar_pressure, &id);
+		if (!pressure)
+			continue;
+		if (pressure->how & AR_PRESSURE_TIMER)
+			run_timer(); /* the first charge begins it; it goes on while there is anything to look at */
+		else
+			look(id, GAP_NS);
+	}
+	return 0;
+}
+
+/* Every charge of the host comes here (the stock of a CPU is looked at inside of it): one lookup for who is no call
+ * that is watched. */
 SEC("fentry/try_charge_memcg")
 int BPF_PROG(on_charge, struct mem_cgroup *memcg)
 {
-	u64 call = memcg->css.cgroup->kn->id, *id = bpf_map_lookup_elem(&ar_pressure_of, &call);
-	struct ar_pressure *pressure;
+	struct cgroup *cgrp = memcg->css.cgroup;
+	u64 id = cgrp->kn->id;
 
-	if (!id)
-		return 0;
-	pressure = bpf_map_lookup_elem(&ar_pressure, id);
-	if (!pressure)
-		return 0;
-	if (pressure->how & AR_PRESSURE_TIMER)
-		run_timer(); /* the first charge begins it; it goes on while there is anything to look at */
-	else
-		look(*id, GAP_NS);
+	if (bpf_map_lookup_elem(&ar_pressure_of, &id))
+		look_upwards(cgrp);
 	return 0;
 }

@@ -119,7 +119,7 @@ void BPF_PROG(ar_dispatch, s32 cpu, struct task_struct *prev)
 	struct task_struct *head;
 	u64 now = scx_bpf_now(), inverse = SHARE_ONE, head_tag = 0, behind;
 
-	if (parking && nr_parked)
+	if (are_parked())
 		release(bpf_ktime_get_ns());
 	is_prev = task;
 	if (task) {
@@ -281,7 +281,8 @@ s32 BPF_PROG(ar_cgroup_init, struct cgroup *cgroup, struct scx_cgroup_init_args 
 		return error;
 	}
 	set_limit(slot.number, args->bw_period_us, args->bw_quota_us, args->bw_burst_us);
-	run_timer();
+	if (nr_limited)
+		run_timer();
 	return 0;
 }
 
@@ -329,7 +330,8 @@ void BPF_PROG(ar_cgroup_set_bandwidth, struct cgroup *cgroup, u64 period_us, u64
 	if (!slot)
 		return;
 	set_limit(slot->number, period_us, quota_us, burst_us);
-	run_timer();
+	if (nr_limited)
+		run_timer();
 }
 
 SEC("struct_ops.s/ar_init")

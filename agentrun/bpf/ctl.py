@@ -87,7 +87,9 @@ def _load(paths: Paths, module: modules.Module) -> bool:
 @bpf.command()
 @click.argument("names", nargs=-1, metavar="[MODULE]...")
 @click.option(
-    "--at-boot", is_flag=True, help="As `enforcement` in config.toml says: with `auto`, what can be loaded."
+    "--at-boot",
+    is_flag=True,
+    help="As `enforcement` in config.toml says: with `auto`, all that can be loaded.",
 )
 def load(names: tuple[str, ...], at_boot: bool) -> None:
     """Bring the installed version of all modules, or of those named, in force. Idempotent."""
@@ -108,7 +110,8 @@ def load(names: tuple[str, ...], at_boot: bool) -> None:
         click.echo(f"{module.name}: {'loaded' if changed else 'was in force'}")
         for text in modules.status(module).lost:
             click.echo(f"{module.name}: without: {text}")
-    if failed and at_boot and choice == "auto":  # what this kernel lacks is no failure of the host's
+    # What this kernel lacks is no failure of the host's. What was asked for by name is: agentrund tries anew.
+    if failed and at_boot and choice == "auto" and not names:
         click.echo("\n".join(failed), err=True)
     elif failed:
         raise BpfError("\n".join(failed))

@@ -6,6 +6,7 @@ then tells (an event in the ring buffer) or marks (the scheduler parks who is ma
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from agentrun.errors import BpfError
 MODULE = modules.MODULES["mempressure"]
 How = types.How
 _PRIORITY_MOST = (1 << 16) - 1
+_WATCHED = (1).to_bytes(8, sys.byteorder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,41 +71,70 @@ def _chosen(members: tuple[Member, ...]) -> tuple[Member, ...]:
 
 
 class MemPressure:
-    """The loaded program's maps: `publish` what is to be watched, and `close` them."""
+    """The loaded program's maps: `publish` what is to be watched, and `close` them.
+
+    Whoever opens them has them to itself: what an earlier one left there is forgotten.
+    """
 
     def __init__(self) -> None:
         version = modules.loaded_version(MODULE)
         if version is None:
             raise BpfError("watch memory pressure: not loaded (agentrunctl bpf load mempressure)")
-        self.directory = f"{MODULE.directory}/{version}"
-        self._limits = self._open("ar_pressure")
-        self._homes = self._open("ar_pressure_of")
         self._published: dict[int, Limit] = {}
+        with contextlib.ExitStack() as opened:
 
-    def _open(self, name: str) -> syscall.Map:
-        return pins.open_map(f"{self.directory}/map_{name}", name)
+            def table(path: str, name: str) -> syscall.Map:
+                found = pins.open_map(path, name)
+                opened.callback(found.close)
+                return found
+
+            directory = f"{MODULE.directory}/{version}"
+            self._limits = table(f"{directory}/map_ar_pressure", "ar_pressure")
+            self._watched = table(f"{directory}/map_ar_pressure_of", "ar_pressure_of")
+            self._marks = table(f"{pins.SHARED}/ar_marks", "ar_marks")
+            for each in (self._limits, self._watched, self._marks):
+                _empty(each)
+            self._opened = opened.pop_all()
 
     def publish(self, limits: Mapping[int, Limit]) -> None:
-        """Watch these limits, by the id of their cgroup, and no others. Raises BpfError."""
+        """Watch these limits, by the id of their cgroup, and no others.
+
+        Raises BpfError for those that cannot be watched (there is room for 64); the others are.
+        """
+        problems = []
         for number in self._published.keys() - limits.keys():
             self._forget(number)
         for number, limit in limits.items():
-            if self._published.get(number) != limit:
+            if self._published.get(number) == limit:
+                continue
+            try:
                 self._watch(number, limit)
+            except BpfError as error:
+                problems.append(str(error))
+        if problems:
+            raise BpfError(f"{len(problems)} limits are not watched: {problems[0]}")
 
     def _watch(self, number: int, limit: Limit) -> None:
         before = self._published.get(number)
-        for gone in (set(before.members) - set(limit.members)) if before else ():
-            self._homes.delete(_key(gone.id))
         self._limits.update(_key(number), bytes(entry(limit, self.read(number))))
-        for member in limit.members:
-            self._homes.update(_key(member.id), _key(number))
         self._published[number] = limit
+        for member in limit.members:
+            self._watched.update(_key(member.id), _WATCHED)
+        if before is not None:
+            self._let_go(before.members)
 
     def _forget(self, number: int) -> None:
-        for member in self._published.pop(number).members:
-            self._homes.delete(_key(member.id))
+        gone = self._published.pop(number)
         self._limits.delete(_key(number))
+        self._let_go(gone.members)
+
+    def _let_go(self, members: tuple[Member, ...]) -> None:
+        """Calls that no limit names any more are not watched, and not marked."""
+        left = {member.id for limit in self._published.values() for member in limit.members}
+        for member in members:
+            if member.id not in left:
+                self._watched.delete(_key(member.id))
+                self._marks.delete(_key(member.id))
 
     def read(self, number: int) -> types.Pressure | None:
         """What the program knows of a limit; None where it is not watched."""
@@ -112,10 +143,14 @@ class MemPressure:
 
     def close(self) -> None:
         """Watch nothing any more. Raises BpfError."""
-        self.publish({})
-        self._limits.close()
-        self._homes.close()
+        with self._opened:
+            self.publish({})
 
 
 def _key(number: int) -> bytes:
     return number.to_bytes(8, sys.byteorder)
+
+
+def _empty(table: syscall.Map) -> None:
+    while (key := table.next_key(None)) is not None:
+        table.delete(key)

@@ -72,7 +72,7 @@ class Controller:
         self._gate_file = GateFile(paths)
         self._policy_admits = InForce(paths, admits, False)
         self._booster = Booster(self._reader)
-        self._pressure = Pressure(paths)
+        self._pressure = Pressure(paths, clock)
         self._populated: tuple[str, ...] = ()
         self._boost_planned = False
         self._admits = False
@@ -204,7 +204,6 @@ class Controller:
 
     def _take_members(self) -> None:
         self._stale = False
-        self._pressure.look()
         self._admits = self._policy_admits.says()
         self._live = {call.cgroup.path: call for call in self._loop.live.values()}
         new, gone = self._reader.update({key: call.state for key, call in self._live.items()})
@@ -212,6 +211,7 @@ class Controller:
             self._unwatch(member.files.path)
             self._journal.forget(member.id)
             member.files.close()
+            self._pressure.forget(member.files.path)
             # The next call in this slot has the same path.
             self.memory.held.pop(member.files.path, None)
             self.memory.growth.pop(member.files.path, None)

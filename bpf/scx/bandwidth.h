@@ -124,31 +124,38 @@ static __always_inline bool is_held(u32 slot, u64 now)
 	return held_until(slot, now) != 0;
 }
 
+static __always_inline bool are_parked(void)
+{
+	return parking && scx_bpf_dsq_nr_queued(DSQ_PARKED) > 0;
+}
+
 /* While any group is held or any task parked: have idle CPUs look again. The cheapest thing that cannot forget anybody. */
 static int bandwidth_tick(void *map, u32 *key, struct bandwidth_timer *timer)
 {
 	s32 cpu;
 
-	if (nr_held || nr_parked) {
-		nr_held = nr_held && nr_waiting_groups_tasks;
-		if (nr_held || nr_parked) {
-			bpf_for(cpu, 0, nr_cpus)
-				scx_bpf_kick_cpu(cpu, ENUM(scx_kick_flags, SCX_KICK_IDLE));
-		}
+	nr_held = nr_held && nr_waiting_groups_tasks;
+	if (nr_held || are_parked()) {
+		bpf_for(cpu, 0, nr_cpus)
+			scx_bpf_kick_cpu(cpu, ENUM(scx_kick_flags, SCX_KICK_IDLE));
 	}
-	if (nr_limited || nr_parked)
-		bpf_timer_start(&timer->timer, bandwidth_tick_ns, 0);
-	else
+	if (!nr_limited && !are_parked()) {
 		timer_runs = 0;
+		/* whoever came in between found it running */
+		if ((!nr_limited && !are_parked()) || __sync_val_compare_and_swap(&timer_runs, 0, 1))
+			return 0;
+	}
+	bpf_timer_start(&timer->timer, bandwidth_tick_ns, 0);
 	return 0;
 }
 
+/* Runs until nothing is limited and nobody parked any more. */
 static __always_inline void run_timer(void)
 {
 	u32 zero = 0;
 	struct bandwidth_timer *timer = bpf_map_lookup_elem(&ar_scx_timer, &zero);
 
-	if (timer && (nr_limited || nr_parked) && !__sync_val_compare_and_swap(&timer_runs, 0, 1))
+	if (timer && !__sync_val_compare_and_swap(&timer_runs, 0, 1))
 		bpf_timer_start(&timer->timer, bandwidth_tick_ns, 0);
 }
 

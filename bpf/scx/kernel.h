@@ -84,6 +84,8 @@ struct task_struct {
 	struct signal_struct *signal;
 	int rcu_read_lock_nesting;
 	unsigned short migration_disabled;
+	unsigned long jobctl;
+	void *journal_info;
 	int nr_cpus_allowed;
 	const struct cpumask *cpus_ptr;
 	struct sched_entity se;

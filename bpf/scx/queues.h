@@ -39,43 +39,61 @@ static __always_inline void bound_lag(struct group *group, s32 cpu, u64 inverse,
 		group->vtime = farthest;
 }
 
-static __always_inline void begin_waiting(struct task_state *task, u32 where)
+static __always_inline void count_waiting(u32 slot, u32 where)
 {
-	u32 slot = task->slot & (MAX_GROUPS - 1), word = slot / 64;
+	u32 word = slot / 64;
 
-	task->waiting = where;
-	if (where != IN_GROUP) {
-		__sync_fetch_and_add(where == PARKED ? &nr_parked : &nr_waiting_cpu_tasks, 1);
+	if (where == ON_CPU)
+		__sync_fetch_and_add(&nr_waiting_cpu_tasks, 1);
+	if (where != IN_GROUP)
 		return;
-	}
 	__sync_fetch_and_add(&nr_waiting_groups_tasks, 1);
-	if (!__sync_fetch_and_add(&groups[slot].nr_waiting, 1)) {
-		groups[slot].let_at = scx_bpf_now();
+	if (!__sync_fetch_and_add(&group_at(slot)->nr_waiting, 1)) {
+		group_at(slot)->let_at = scx_bpf_now();
 		__sync_fetch_and_or(&waiting_groups[word & (MAX_GROUPS / 64 - 1)], 1ULL << (slot & 63));
 	}
 	if (word > top_word)
 		top_word = word; /* a lost race costs nothing: the next one in this word repeats it */
 }
 
-static __always_inline void end_waiting(struct task_state *task)
+static __always_inline void uncount_waiting(u32 slot, u32 where)
 {
-	u32 slot = task->slot & (MAX_GROUPS - 1), word = slot / 64 & (MAX_GROUPS / 64 - 1);
-	u32 where = task->waiting;
+	u32 word = slot / 64 & (MAX_GROUPS / 64 - 1);
 
-	if (where == NOT_WAITING)
+	if (where == ON_CPU)
+		__sync_fetch_and_add(&nr_waiting_cpu_tasks, -1);
+	if (where != IN_GROUP)
 		return;
-	task->waiting = NOT_WAITING;
-	if (where != IN_GROUP) {
-		__sync_fetch_and_add(where == PARKED ? &nr_parked : &nr_waiting_cpu_tasks, -1);
-		return;
-	}
 	__sync_fetch_and_add(&nr_waiting_groups_tasks, -1);
-	if (__sync_fetch_and_add(&groups[slot].nr_waiting, -1) != 1)
+	if (__sync_fetch_and_add(&group_at(slot)->nr_waiting, -1) != 1)
 		return;
 	/* clear, then look again: whoever came in between found the count at zero and set the bit before or after */
 	__sync_fetch_and_and(&waiting_groups[word], ~(1ULL << (slot & 63)));
-	if (*(volatile u32 *)&groups[slot].nr_waiting)
+	if (*(volatile u32 *)&group_at(slot)->nr_waiting)
 		__sync_fetch_and_or(&waiting_groups[word], 1ULL << (slot & 63));
+}
+
+/* Atomic, because a parked task is let go of by a CPU that does not hold its run queue (scx/parking.h). What it waited
+ * for before is over: a task that moves to another run queue is queued again without having been quiescent. */
+static __always_inline void set_waiting(struct task_state *task, u32 where)
+{
+	u32 slot = task->slot & (MAX_GROUPS - 1), before = __sync_lock_test_and_set(&task->waiting, where);
+
+	if (before != NOT_WAITING)
+		uncount_waiting(slot, before);
+	if (where != NOT_WAITING)
+		count_waiting(slot, where);
+}
+
+static __always_inline void begin_waiting(struct task_state *task, u32 where)
+{
+	set_waiting(task, where);
+}
+
+static __always_inline void end_waiting(struct task_state *task)
+{
+	if (task->waiting != NOT_WAITING)
+		set_waiting(task, NOT_WAITING);
 }
 
 /*

@@ -130,7 +130,6 @@ struct {
 u64 waiting_groups[MAX_GROUPS / 64];
 u32 nr_waiting_groups_tasks; /* tasks in all groups' queues */
 u32 nr_waiting_cpu_tasks;    /* tasks in all CPUs' queues */
-u32 nr_parked;
 u32 top_word;		     /* index of the last word of waiting_groups that was ever used */
 u32 nr_limited;		     /* groups with cpu.max */
 s32 nr_cpus;

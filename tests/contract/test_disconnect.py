@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -77,6 +78,20 @@ def test_client_that_goes_before_the_process_is_placed_is_not_forgotten(node, cl
     call_id = node.call("sleep", "60", client=named(client), care=KILL, place_after_s=0.5)
     client.wait()
     assert node.record(call_id)["level"] == "client"
+
+
+def test_what_a_call_leaves_behind_is_not_the_clients(node, client):
+    """`docker exec` goes because its command has ended: `nohup server &` lives on, as `background` says."""
+    node.start()
+    care = {**KILL, "background": "keep"}
+    call_id = node.call("sh", "-c", "sleep 4 & exec sleep 0.5", client=named(client), care=care)
+    time.sleep(1)
+    node.reap()
+    client.kill()
+    client.wait()
+    record = node.record(call_id)
+    assert (record["verdict"], record["exit_code"], record["level"]) == ("ok", 0, None)
+    assert record["end"] - record["start"] > 3
 
 
 def test_call_that_ends_before_its_client_is_not_said_to_be_killed(node, client):

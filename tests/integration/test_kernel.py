@@ -264,6 +264,9 @@ def test_doctor_says_what_is_missing_on_a_bare_kernel():
     assert shown["agentrund"][0] == shown["agentrund: keeper"][0] == "ok"
     refused = run("agentrunctl", "bpf", "load", check=False)
     assert refused.returncode == 1 and "no BPF file system at /sys/fs/bpf" in refused.stderr
+    at_boot = run("agentrunctl", "bpf", "load", "--at-boot", check=False)
+    assert at_boot.returncode == 0 and "no BPF file system" in at_boot.stderr
+    assert run("agentrunctl", "bpf", "load", "--at-boot", "scx", check=False).returncode == 1
 
 
 @pytest.mark.usefixtures("bare_kernel")

@@ -21,6 +21,7 @@ from test_scx import scheduler
 
 from agentrun.bpf import mempressure, modules, pins, ringbuf, syscall, types
 from agentrun.bpf.mempressure import How, Limit, Member, MemPressure
+from agentrun.errors import BpfError
 from agentrun.paths import Paths
 
 PATHS = Paths()
@@ -195,6 +196,43 @@ def test_program_costs_the_verifier_what_the_budget_says(scene):
     assert program.info.verified_insns <= BUDGET["mempressure"][program.name], program.info.verified_insns
 
 
+def test_call_below_two_limits_is_watched_for_both(scene):
+    inner = scene.top / "high"
+    (inner / "memory.max").write_text(str(LIMIT // 2))
+    low = Member(scene.calls["low"].stat().st_ino, LOW)
+    high = Member(scene.calls["high"].stat().st_ino, HIGH)
+    limits = {
+        scene.id: Limit(LIMIT, LIMIT // 3, LIMIT // 2, (high, low), How.MARK),
+        inner.stat().st_ino: Limit(LIMIT // 2, LIMIT // 6, LIMIT // 4, (high, low), How.MARK),
+    }
+    scene.maps.publish(limits)
+    scene.hold("high", 10)
+    assert all(seen and seen.looks for seen in map(scene.maps.read, limits))
+    scene.maps.publish({scene.id: limits[scene.id]})
+    before = scene.seen().looks
+    scene.hold("high", 10)
+    assert scene.seen().looks > before
+
+
+def test_who_opens_the_maps_anew_finds_nothing_of_an_earlier_one(scene):
+    scene.watch(How.MARK)
+    mark(scene.calls["low"], 60)
+    assert scene.is_marked("low")
+    with contextlib.closing(MemPressure()) as later:
+        assert later.read(scene.id) is None
+        assert not scene.is_marked("low")
+
+
+def test_limits_that_find_no_room_are_named_and_the_others_are_watched(scene):
+    member = (Member(scene.calls["low"].stat().st_ino, LOW),)
+    many = {number: Limit(LIMIT, 1, 2, member) for number in range(1, 80)}
+    with pytest.raises(BpfError, match="limits are not watched"):
+        scene.maps.publish(many)
+    assert sum(scene.maps.read(number) is not None for number in many) == 64
+    scene.maps.publish({1: many[1]})
+    assert [number for number in many if scene.maps.read(number)] == [1]
+
+
 # Parking.
 
 
@@ -202,6 +240,11 @@ def mark(cgroup: Path, seconds: float) -> None:
     until = time.monotonic_ns() + int(seconds * 1e9)
     with marks() as table:
         table.update(cgroup.stat().st_ino.to_bytes(8, "little"), until.to_bytes(8, "little"))
+
+
+def ran_s(pid: int) -> float:
+    """CPU time of a process."""
+    return float(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
 
 
 def used_s(cgroup: Path, seconds: float) -> float:
@@ -248,6 +291,50 @@ def test_parked_process_dies_when_it_is_killed(eevdf):
         process.kill()
         process.communicate(timeout=30)
         assert time.monotonic() - began < 3
+
+
+def test_parked_task_whose_cpus_are_changed_is_neither_lost_nor_let_go(eevdf):
+    """It leaves its queue and comes back, while others are marked and unmarked."""
+    with (
+        cpuload.tree("park", {"a": 100, "b": 100}) as groups,
+        scheduler(parking=1),
+        cpuload.burners([(groups["a"], 4)]) as pids,
+    ):
+        for turn in range(40):
+            mark(groups["a"], 0.2 if turn % 2 else 0)
+            for pid in pids:
+                os.sched_setaffinity(pid, [turn % 2] if turn % 3 else [0, 1])
+                os.setpriority(os.PRIO_PROCESS, pid, turn % 3)
+            os.sched_setscheduler(pids[0], turn % 2 * os.SCHED_BATCH, os.sched_param(0))
+            (groups[("a", "b")[turn % 2]] / "cgroup.procs").write_text(str(pids[1]))
+            time.sleep(0.05)
+        for pid in pids:
+            os.sched_setaffinity(pid, [0, 1])
+        (groups["a"] / "cgroup.procs").write_text(str(pids[1]))
+        mark(groups["a"], 60)
+        time.sleep(1)
+        assert used_s(groups["a"], 2) < 0.1
+        mark(groups["a"], 0)
+        time.sleep(0.5)
+        before = {pid: ran_s(pid) for pid in pids}
+        time.sleep(4)
+        assert all(ran_s(pid) > before[pid] for pid in pids)
+
+
+def test_parked_call_can_be_frozen(eevdf):
+    with (
+        cpuload.tree("park", {"a": 100}) as groups,
+        scheduler(parking=1),
+        cpuload.burners([(groups["a"], 2)]),
+    ):
+        mark(groups["a"], 60)
+        time.sleep(0.5)
+        began = time.monotonic()
+        (groups["a"] / "cgroup.freeze").write_text("1")
+        events = groups["a"] / "cgroup.events"
+        wait_for(lambda: "frozen 1" in events.read_text(), "the freezer", 20)
+        assert time.monotonic() - began < 3
+        (groups["a"] / "cgroup.freeze").write_text("0")
 
 
 def test_parked_tasks_go_on_when_the_scheduler_is_gone(eevdf):

@@ -180,6 +180,14 @@ def test_any_text_gives_values_in_their_domain(text):
         assert all(len(part) <= 64 for part, _ in intent.refused)
 
 
+def test_client_is_the_callers_to_name_and_not_the_agents():
+    intent = intents.gather(
+        None, ["AGENTRUN_INTENT=client=7,memory=1g"], ["AGENTRUN_INTENT=client=1,memory=2g"]
+    )
+    assert (intent.client, intent.memory) == (7, 2 * GIB)
+    assert intent.refused == [("client=1", "only from the environment of the exec")]
+
+
 def test_channels_nearer_to_the_command_win_part_by_part():
     intent = intents.gather(
         "memory=1g,cpu=1,pids=10",

@@ -8,9 +8,13 @@ import pytest
 
 from agentrun.bpf import types
 from agentrun.bpf.mempressure import How, Limit, Member, entry, rank_number
+from agentrun.config import Config
+from agentrun.controller import pressure
 from agentrun.controller.model import HOST, Call, Domain, Snapshot
 from agentrun.controller.pressure import limits_of
+from agentrun.errors import BpfError
 from agentrun.kernelevents import KernelEvents
+from agentrun.paths import Paths
 
 MIB = 1 << 20
 HIGH, LOW = (300, 100), (100, 100)
@@ -75,3 +79,95 @@ def test_pressure_wakes_whoever_asked_for_it_once_a_batch():
     events.ring = SimpleNamespace(read=lambda *_: [pressure, pressure], is_busy=False)  # type: ignore[assignment]
     events._read()
     assert woken == ["controller"]
+
+
+class Maps:
+    """What the module's maps are told."""
+
+    def __init__(self, problem: str | None = None) -> None:
+        self.published: list[dict[int, Limit]] = []
+        self.problem = problem
+        self.is_closed = False
+
+    def publish(self, limits: dict[int, Limit]) -> None:
+        if self.problem:
+            raise BpfError(self.problem)
+        self.published.append(limits)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """A host where the module can be loaded: [its identity, the maps that were opened]."""
+    (tmp_path / "var/log").mkdir(parents=True)
+    (tmp_path / "var/lib").mkdir(parents=True)
+    found = SimpleNamespace(version=("v", 1), opened=[], now=0.0, problem=None)
+
+    def open_maps() -> Maps:
+        found.opened.append(Maps(found.problem))
+        return found.opened[-1]
+
+    monkeypatch.setattr(pressure, "_loaded", lambda: found.version)
+    monkeypatch.setattr(pressure, "MemPressure", open_maps)
+    found.paths = Paths(str(tmp_path))
+    found.pressure = pressure.Pressure(found.paths, clock=lambda: found.now)
+    return found
+
+
+def shared(tmp_path) -> Snapshot:
+    """Two calls below one limit, as directories."""
+    pod = tmp_path / "pod"
+    for name in ("high", "low"):
+        (pod / name).mkdir(parents=True, exist_ok=True)
+    calls = tuple(
+        Call(str(pod / name), rank, 1.0, 0, (str(pod),)) for name, rank in (("high", HIGH), ("low", LOW))
+    )
+    return Snapshot(1.0, calls, (Domain(str(pod), 600 * MIB, 0),))
+
+
+def test_module_that_is_loaded_anew_is_told_again(module, tmp_path):
+    seen = shared(tmp_path)
+    module.pressure.follow(seen)
+    (first,) = module.opened
+    pod = (tmp_path / "pod").stat().st_ino
+    assert [list(limits) for limits in first.published] == [[pod]]
+    module.version, module.now = ("v", 2), 0.5
+    module.pressure.follow(seen)
+    assert len(module.opened) == 1, "it looks once a second"
+    module.now = 1.5
+    module.pressure.follow(seen)
+    assert first.is_closed and list(module.opened[1].published[-1]) == [pod]
+    module.version, module.now = None, 3.0
+    module.pressure.follow(seen)
+    assert module.opened[1].is_closed and len(module.opened) == 2
+    module.pressure.close()
+
+
+def test_what_goes_wrong_is_said_once_and_tried_again(module, tmp_path):
+    module.problem = "no room"
+    for module.now in (0.0, 0.1, 2.0):
+        module.pressure.follow(shared(tmp_path))
+    assert (tmp_path / "var/log/agentrun.log").read_text().count("no room") == 1
+    module.opened[0].problem = None
+    module.pressure.follow(shared(tmp_path))
+    assert len(module.opened[0].published) == 1
+
+
+def test_next_cgroup_of_the_same_path_is_another_one(module, tmp_path):
+    module.pressure.follow(shared(tmp_path))
+    low = tmp_path / "pod/low"
+    low.rename(tmp_path / "old")
+    module.pressure.forget(str(low))
+    module.pressure.follow(shared(tmp_path))
+    numbers = [
+        {m.id for limit in told.values() for m in limit.members} for told in module.opened[0].published
+    ]
+    assert numbers[0] != numbers[1] and low.stat().st_ino in numbers[1]
+
+
+def test_without_ebpf_in_the_configuration_nothing_is_watched(module, tmp_path, monkeypatch):
+    monkeypatch.setattr(pressure.config, "load", lambda _: Config([], enforcement="cgroup"))
+    module.pressure.follow(shared(tmp_path))
+    assert module.opened == []

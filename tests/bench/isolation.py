@@ -3,7 +3,7 @@
 make bench-isolation OUT=runs.jsonl             all mixes and arms, 10 seeds or 38 minutes
 make bench-isolation QUICK=1                    five minutes; fails where the arms are not in their order
 make bench-isolation TRACES=DIR                 recorded traces; stand-ins are synthesised without
-also: SEEDS=N MINUTES=M MIXES=a-1100,b ARMS=bare,agentrun-adaptive VM_NAME=NAME
+also: SEEDS=N FIRST=SEED MINUTES=M MIXES=a-1100,b ARMS=bare,agentrun-adaptive VM_NAME=NAME
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ def guest_command(has_traces: bool) -> list[str]:
     command = ["python3", "tests/bench/isolation_run.py", GUEST_OUT]
     for option, name, default in (
         ("--seeds", "SEEDS", "10"),
+        ("--first", "FIRST", "0"),
         ("--minutes", "MINUTES", "38"),
         ("--mixes", "MIXES", ""),
         ("--arms", "ARMS", ""),

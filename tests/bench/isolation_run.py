@@ -186,6 +186,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("out", type=Path)
     parser.add_argument("--traces", type=Path)
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--first", type=int, default=0, metavar="SEED", help="to go on with earlier runs")
     parser.add_argument("--minutes", type=float, default=38.0)
     parser.add_argument("--mixes", default=",".join(MIXES))
     parser.add_argument("--density", type=int, default=1, metavar="SEEDS")
@@ -202,7 +203,7 @@ def main() -> None:
         print("bench: trace", line)
     evaluation = Evaluation(given.out, traces, given.minutes)
     arms = usable(given.arms.split(","))
-    for seed in range(given.seeds):
+    for seed in range(given.first, given.first + given.seeds):
         for name in given.mixes.split(","):
             if not evaluation.seed(MIXES[name], arms, seed):
                 print(f"bench: time is up in seed {seed}, mix {name}", flush=True)

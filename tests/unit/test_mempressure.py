@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from agentrun import config
 from agentrun.bpf import types
 from agentrun.bpf.mempressure import How, Limit, Member, entry, rank_number
-from agentrun.config import Config
 from agentrun.controller import pressure
 from agentrun.controller.model import HOST, Call, Domain, Snapshot
 from agentrun.controller.pressure import limits_of
@@ -168,6 +168,6 @@ def test_next_cgroup_of_the_same_path_is_another_one(module, tmp_path):
 
 
 def test_without_ebpf_in_the_configuration_nothing_is_watched(module, tmp_path, monkeypatch):
-    monkeypatch.setattr(pressure.config, "load", lambda _: Config([], enforcement="cgroup"))
+    monkeypatch.setattr(config, "load", lambda _: config.Config([], enforcement="cgroup"))
     module.pressure.follow(shared(tmp_path))
     assert module.opened == []

@@ -189,6 +189,8 @@ void BPF_PROG(ar_running, struct task_struct *p)
 		vnow_latest = at->vnow;
 	if (is_before(group->task_vtime, task->vtime))
 		group->task_vtime = task->vtime;
+	if (parking)
+		bound_burst(task->slot, cpu);
 	at->started = scx_bpf_now();
 	at->slot = task->slot;
 	at->is_boosted = task->is_boosted;
@@ -362,6 +364,9 @@ s32 BPF_PROG(ar_init)
 	last = bpf_map_lookup_elem(&ar_scx_exit, &zero);
 	if (last)
 		__builtin_memset(last, 0, sizeof(*last));
+	error = init_bursts();
+	if (error)
+		return error;
 	return init_timer();
 }
 
@@ -372,6 +377,7 @@ void BPF_PROG(ar_exit, struct scx_exit_info *info)
 	struct ar_scx_exit *last = bpf_map_lookup_elem(&ar_scx_exit, &zero);
 
 	stop_timer();
+	stop_bursts();
 	if (!last)
 		return;
 	last->code = info->exit_code;

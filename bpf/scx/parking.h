@@ -64,6 +64,72 @@ static __noinline bool may_park(struct task_struct *p, u64 enq_flags)
 	return p->migration_disabled <= own && p->nr_cpus_allowed >= nr_online && came_by_interrupt(p);
 }
 
+/*
+ * Who wakes up is not parked, and may sleep again before its slice is over: a call that takes memory in short bursts
+ * would never be. So a marked one is interrupted a millisecond after it began to run, and parked then.
+ */
+struct burst_timer {
+	struct bpf_timer timer;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_CPUS);
+	__type(key, u32);
+	__type(value, struct burst_timer);
+} ar_scx_bursts SEC(".maps");
+
+static int end_burst(void *map, u32 *cpu, struct burst_timer *timer)
+{
+	scx_bpf_kick_cpu(*cpu, ENUM(scx_kick_flags, SCX_KICK_PREEMPT));
+	return 0;
+}
+
+static __always_inline void bound_burst(u32 slot, u32 cpu)
+{
+	struct burst_timer *timer;
+
+	if (!is_marked(slot))
+		return;
+	timer = bpf_map_lookup_elem(&ar_scx_bursts, &cpu);
+	if (timer)
+		bpf_timer_start(&timer->timer, slice_min_ns, 0);
+}
+
+static __noinline int init_bursts(void)
+{
+	s32 cpu;
+
+	if (!parking)
+		return 0;
+	bpf_for(cpu, 0, nr_cpus) {
+		u32 key = cpu;
+		struct burst_timer *timer = bpf_map_lookup_elem(&ar_scx_bursts, &key);
+
+		if (!timer)
+			return -ENOMEM;
+		bpf_timer_init(&timer->timer, &ar_scx_bursts, CLOCK_MONOTONIC);
+		bpf_timer_set_callback(&timer->timer, end_burst);
+	}
+	return 0;
+}
+
+static __noinline int stop_bursts(void)
+{
+	s32 cpu;
+
+	if (!parking)
+		return 0;
+	bpf_for(cpu, 0, nr_cpus) {
+		u32 key = cpu;
+		struct burst_timer *timer = bpf_map_lookup_elem(&ar_scx_bursts, &key);
+
+		if (timer)
+			bpf_timer_cancel(&timer->timer);
+	}
+	return 0;
+}
+
 static __always_inline void park(struct task_struct *p, struct task_state *task, u64 enq_flags)
 {
 	begin_waiting(task, PARKED);

@@ -266,6 +266,28 @@ def test_marked_call_gets_no_cpu_and_goes_on_when_its_mark_ends(eevdf):
         assert used_s(groups["a"], 2) > 0.5
 
 
+BURSTS = """
+import time
+while True:
+    end = time.monotonic() + 0.003
+    while time.monotonic() < end:
+        pass
+    time.sleep(0.003)
+"""
+
+
+def test_marked_call_that_only_runs_for_moments_is_stopped_as_well(eevdf):
+    with cpuload.tree("park", {"a": 100}) as groups, scheduler(parking=1):
+        process = cpuload.start(groups["a"], BURSTS)
+        time.sleep(2)
+        assert used_s(groups["a"], 2) > 0.5
+        mark(groups["a"], 60)
+        time.sleep(1)
+        assert used_s(groups["a"], 3) < 0.1
+        process.kill()
+        process.communicate()
+
+
 def test_without_parking_marks_mean_nothing(eevdf):
     with (
         cpuload.tree("park", {"a": 100}) as groups,

@@ -106,7 +106,8 @@ def propose(usages: Sequence[Usage], source: Source) -> list[Proposal]:
 def _place(proposal: Proposal, source: Source) -> str:
     """Find the class and the rule that such calls have now; returns why there is not one of each."""
     usage = proposal.usage
-    if not _PLAIN.issuperset(usage.kind.family) or set("*?").intersection(usage.kind.image):
+    family = usage.kind.family
+    if not (family.strip() and _PLAIN.issuperset(family)) or set("*?").intersection(usage.kind.image):
         return "its name cannot be written as a rule"
     if len(usage.chosen) != 1:
         names = ", ".join(sorted({klass for klass, _ in usage.chosen}))

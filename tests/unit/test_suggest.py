@@ -11,7 +11,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from hosts import host_with
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from kinds import MIB, row, samples
 
@@ -206,6 +206,7 @@ NAMES = st.text(max_size=40) | st.sampled_from(
 
 
 @given(st.lists(st.tuples(NAMES, NAMES, st.integers(0, 1 << 41)), max_size=6))
+@example([("", " ", 0)])  # a program may have such a name
 def test_whatever_was_recorded_the_suggestion_is_a_policy(kinds):
     rows = [row(image=image, family=family, peak=peak) for image, family, peak in kinds]
     text, compiled = suggested(rows, TEXT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from agentrun import log
@@ -38,15 +39,22 @@ class Deadlines(Part):
             self.teller.tell(call, "slow")
 
     def _hard_limit(self, call: Call, seconds: float) -> None:
-        if call.over:
-            return
-        if not call.cgroup.is_populated():
-            # On a busy host the runtime may take longer to place the process than the limit allows.
-            again = functools.partial(self._hard_limit, call, seconds)
-            call.timers.append(self.daemon.later(_AGAIN_S, again))
-            return
-        self.daemon.note(call, timed_out=seconds)
-        self.teller.tell(call, "timed-out", functools.partial(kill, self.daemon, call))
+        def end() -> None:
+            self.daemon.note(call, timed_out=seconds)
+            self.teller.tell(call, "timed-out", functools.partial(kill, self.daemon, call))
+
+        when_placed(self.daemon, call, end)
+
+
+def when_placed(daemon: Daemon, call: Call, action: Callable[[], None]) -> None:
+    """Do it to a live call once it has a process: on a busy host its runtime may be late to place one."""
+    if call.over:
+        return
+    if call.cgroup.is_populated():
+        action()
+    else:
+        again = functools.partial(when_placed, daemon, call, action)
+        call.timers.append(daemon.later(_AGAIN_S, again))
 
 
 def kill(daemon: Daemon, call: Call) -> None:

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from agentrun.daemon import Daemon
 
 KILLED_BY = "client"
-_AGAIN_S = 0.05
 _NO_PIDFD_S = 1.0
 
 
@@ -35,7 +34,6 @@ class Disconnect(Part):
 
     def __init__(self, daemon: Daemon) -> None:
         self.daemon = daemon
-        self._watched: dict[str, int] = {}
 
     def began(self, call: Call) -> None:
         """Watch the call's client; one that went while no agentrund ran is gone at once."""
@@ -46,37 +44,23 @@ class Disconnect(Part):
     def _watch(self, call: Call, pid: int, ticks: int) -> None:
         pidfd = processes.pidfd_of(pid, ticks)
         if pidfd is not None:
-            self._watched[call.id] = pidfd
-            self.daemon.watch(pidfd, select.EPOLLIN, lambda _: self._gone(call))
+            call.descriptors.append(pidfd)
+            self.daemon.watch(pidfd, select.EPOLLIN, lambda _: self._gone(call, pidfd))
         elif start_ticks(pid) == ticks:  # no descriptor to be had: not a reason to kill anything
             call.timers.append(self.daemon.later(_NO_PIDFD_S, lambda: self._watch(call, pid, ticks)))
         else:
             self._kill(call)
 
-    def _gone(self, call: Call) -> None:
-        self._forget(call)
-        if call.main_pidfd is not None and _has_ended(call.main_pidfd):
-            return  # docker and podman end a moment after their command, and may be seen first
-        self._kill(call)
-
-    def _forget(self, call: Call) -> None:
-        pidfd = self._watched.pop(call.id, None)
-        if pidfd is not None:
-            self.daemon.drop(pidfd)
-
-    def main_ended(self, call: Call) -> None:
-        """The client has what it waited for."""
-        self._forget(call)
-
-    def ended(self, call: Call) -> None:
-        """Nothing is left to kill."""
-        self._forget(call)
+    def _gone(self, call: Call, pidfd: int) -> None:
+        call.descriptors.remove(pidfd)
+        self.daemon.drop(pidfd)
+        # docker and podman end because their command has, and may be seen first.
+        if call.main_pidfd is None or not _has_ended(call.main_pidfd):
+            self._kill(call)
 
     def _kill(self, call: Call) -> None:
-        if call.over:
-            return
-        if not call.cgroup.is_populated():  # the runtime has not placed its process yet
-            call.timers.append(self.daemon.later(_AGAIN_S, lambda: self._kill(call)))
-            return
-        self.daemon.note(call, killed_by=KILLED_BY)
-        deadlines.kill(self.daemon, call)
+        def end() -> None:
+            self.daemon.note(call, killed_by=KILLED_BY)
+            deadlines.kill(self.daemon, call)
+
+        deadlines.when_placed(self.daemon, call, end)

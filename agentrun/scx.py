@@ -123,10 +123,10 @@ def load(paths: Paths, knobs: Mapping[str, int] | None = None) -> bool:
     BpfError, also while another scheduler is loaded.
     """
     now = state()
-    if knobs is None:
-        knobs = _configured(paths)
     if now.enabled and not now.ours:
         raise BpfError(f"load scx: scheduler {now.name!r} is loaded, and the kernel takes one at a time")
+    if knobs is None:
+        knobs = _configured(paths)
     if not now.enabled:
         modules.unload(paths, MODULE)
     module = MODULE

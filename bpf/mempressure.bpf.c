@@ -44,7 +44,7 @@ struct {
 	__uint(max_entries, NR_PRESSURES * AR_PRESSURE_MEMBERS);
 	__type(key, u64);
 	__type(value, u64);
-} ar_pressure_of SEC(".maps");
+} ar_pressure_calls SEC(".maps");
 
 struct pressure_timer {
 	struct bpf_timer timer;
@@ -60,18 +60,25 @@ struct {
 u32 timer_runs;
 u32 timer_made;
 
-/* Bytes that a cgroup uses and would not give back before somebody is killed; 0 for one that is gone. */
-static __noinline u64 usage_of(u64 id, bool without_cache)
+/* What a cgroup uses, in bytes, and whether anything lives in it; nothing and nobody for one that is gone. Lives by
+ * processes, not by usage: what a call leaves charged behind it would keep others waiting. `without_cache`: only
+ * what it would not give back before somebody is killed.
+ */
+static __noinline bool read_cgroup(u64 id, bool without_cache, u64 *usage)
 {
-	struct cgroup *cgrp = bpf_cgroup_from_id(id);
 	struct mem_cgroup *memcg;
-	u64 usage = 0, cache = 0;
+	struct cgroup *cgrp;
+	u64 bytes = 0, cache = 0;
+	bool is_populated;
 
+	if (!usage)
+		return false;
+	cgrp = bpf_cgroup_from_id(id);
 	if (!cgrp)
-		return 0;
+		return false;
 	memcg = bpf_get_mem_cgroup(&cgrp->self);
 	if (memcg) {
-		usage = bpf_mem_cgroup_usage(memcg);
+		bytes = bpf_mem_cgroup_usage(memcg);
 		if (without_cache) {
 			cache = bpf_mem_cgroup_page_state(
 				memcg, bpf_core_enum_value(enum node_stat_item, NR_INACTIVE_FILE));
@@ -80,29 +87,18 @@ static __noinline u64 usage_of(u64 id, bool without_cache)
 		}
 		bpf_put_mem_cgroup(memcg);
 	}
+	is_populated = cgrp->self.nr_populated_csets + cgrp->self.nr_populated_children > 0;
 	bpf_cgroup_release(cgrp);
-	return usage > cache ? usage - cache : 0;
-}
-
-/* By processes, not by usage: what a call leaves charged behind it would keep others waiting. */
-static __noinline bool is_populated(u64 id)
-{
-	struct cgroup *cgrp = bpf_cgroup_from_id(id);
-	bool found;
-
-	if (!cgrp)
-		return false;
-	found = cgrp->self.nr_populated_csets + cgrp->self.nr_populated_children > 0;
-	bpf_cgroup_release(cgrp);
-	return found;
+	*usage = bytes > cache ? bytes - cache : 0;
+	return is_populated;
 }
 
 static __always_inline void observe(struct ar_pressure_member *member, u64 now)
 {
-	u64 usage = usage_of(member->id, false);
+	u64 usage = 0;
 
+	member->is_populated = read_cgroup(member->id, false, &usage);
 	member->usage = usage;
-	member->is_populated = is_populated(member->id);
 	if (!member->is_populated) {
 		member->grew_ns = 0;
 	} else if (usage >= member->base_bytes + STEP) {
@@ -204,19 +200,19 @@ static __noinline bool mark_all(struct ar_pressure *pressure, u32 top, u64 now)
 	return is_any;
 }
 
-static __noinline int look(u64 id, u64 gap_ns)
+static __noinline int look(u64 id)
 {
 	struct ar_pressure *pressure = bpf_map_lookup_elem(&ar_pressure, &id);
-	u64 now = bpf_ktime_get_ns(), before, usage, left;
+	u64 now = bpf_ktime_get_ns(), before, usage = 0, left;
 	u32 top;
 
 	if (!pressure)
 		return 0;
 	before = pressure->looked_ns;
-	if (now - before < gap_ns || !__sync_bool_compare_and_swap(&pressure->looked_ns, before, now))
+	if (now - before < GAP_NS || !__sync_bool_compare_and_swap(&pressure->looked_ns, before, now))
 		return 0;
 	pressure->looks++;
-	usage = usage_of(id, true);
+	read_cgroup(id, true, &usage);
 	left = usage < pressure->limit_bytes ? pressure->limit_bytes - usage : 0;
 	pressure->is_short = left < (pressure->is_short ? pressure->ample_bytes : pressure->tight_bytes);
 	top = observe_all(pressure, now);
@@ -230,7 +226,7 @@ static __noinline int look(u64 id, u64 gap_ns)
 static long look_by_timer(void *map, u64 *id, struct ar_pressure *pressure, u32 *count)
 {
 	if (pressure->how & AR_PRESSURE_TIMER) {
-		look(*id, GAP_NS);
+		look(*id);
 		(*count)++;
 	}
 	return 0;
@@ -283,7 +279,7 @@ static __noinline int look_upwards(struct cgroup *cgrp)
 		if (pressure->how & AR_PRESSURE_TIMER)
 			run_timer(); /* the first charge begins it; it goes on while there is anything to look at */
 		else
-			look(id, GAP_NS);
+			look(id);
 	}
 	return 0;
 }
@@ -296,7 +292,7 @@ int BPF_PROG(on_charge, struct mem_cgroup *memcg)
 	struct cgroup *cgrp = memcg->css.cgroup;
 	u64 id = cgrp->kn->id;
 
-	if (bpf_map_lookup_elem(&ar_pressure_of, &id))
+	if (bpf_map_lookup_elem(&ar_pressure_calls, &id))
 		look_upwards(cgrp);
 	return 0;
 }

@@ -124,4 +124,4 @@ class MemcgOps:
 
 
 def _key(cgroup: str) -> bytes:
-    return os.stat(cgroup).st_ino.to_bytes(8, "little")
+    return syscall.id_key(os.stat(cgroup).st_ino)

@@ -7,17 +7,17 @@ then tells (an event in the ring buffer) or marks (the scheduler parks who is ma
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from agentrun.bpf import modules, pins, syscall, types
+from agentrun.bpf.syscall import id_key
 from agentrun.errors import BpfError
 
 MODULE = modules.MODULES["mempressure"]
 How = types.How
 _PRIORITY_MOST = (1 << 16) - 1
-_WATCHED = (1).to_bytes(8, sys.byteorder)
+_WATCHED = bytes(8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class MemPressure:
 
             directory = f"{MODULE.directory}/{version}"
             self._limits = table(f"{directory}/map_ar_pressure", "ar_pressure")
-            self._watched = table(f"{directory}/map_ar_pressure_of", "ar_pressure_of")
+            self._watched = table(f"{directory}/map_ar_pressure_calls", "ar_pressure_calls")
             self._marks = table(f"{pins.SHARED}/ar_marks", "ar_marks")
             for each in (self._limits, self._watched, self._marks):
                 _empty(each)
@@ -116,16 +116,16 @@ class MemPressure:
 
     def _watch(self, number: int, limit: Limit) -> None:
         before = self._published.get(number)
-        self._limits.update(_key(number), bytes(entry(limit, self.read(number))))
+        self._limits.update(id_key(number), bytes(entry(limit, self.read(number))))
         self._published[number] = limit
         for member in limit.members:
-            self._watched.update(_key(member.id), _WATCHED)
+            self._watched.update(id_key(member.id), _WATCHED)
         if before is not None:
             self._let_go(before.members)
 
     def _forget(self, number: int) -> None:
         gone = self._published.pop(number)
-        self._limits.delete(_key(number))
+        self._limits.delete(id_key(number))
         self._let_go(gone.members)
 
     def _let_go(self, members: tuple[Member, ...]) -> None:
@@ -133,22 +133,18 @@ class MemPressure:
         left = {member.id for limit in self._published.values() for member in limit.members}
         for member in members:
             if member.id not in left:
-                self._watched.delete(_key(member.id))
-                self._marks.delete(_key(member.id))
+                self._watched.delete(id_key(member.id))
+                self._marks.delete(id_key(member.id))
 
     def read(self, number: int) -> types.Pressure | None:
         """What the program knows of a limit; None where it is not watched."""
-        found = self._limits.lookup(_key(number))
+        found = self._limits.lookup(id_key(number))
         return None if found is None else types.Pressure.from_buffer_copy(found)
 
     def close(self) -> None:
         """Watch nothing any more. Raises BpfError."""
         with self._opened:
             self.publish({})
-
-
-def _key(number: int) -> bytes:
-    return number.to_bytes(8, sys.byteorder)
 
 
 def _empty(table: syscall.Map) -> None:

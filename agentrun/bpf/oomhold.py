@@ -33,12 +33,12 @@ class OomHold:
 
     def let_go(self, call: int) -> None:
         """Victims of the call with this cgroup id go on; they will not wait again."""
-        self._write(self._held, call.to_bytes(8, sys.byteorder), _TOLD)
+        self._write(self._held, syscall.id_key(call), _TOLD)
 
     def forget(self, call: int) -> None:
         """The call is over."""
         try:
-            self._held.delete(call.to_bytes(8, sys.byteorder))
+            self._held.delete(syscall.id_key(call))
         except BpfError as error:
             self.problem = str(error)
 

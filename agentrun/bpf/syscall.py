@@ -6,6 +6,7 @@ import ctypes
 import os
 import platform
 import struct
+import sys
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -117,6 +118,11 @@ def link_struct_ops(ops: int, *, target_fd: int = 0, relative_fd: int = 0, flags
 def link_detach(link: int) -> None:
     """Detach a link for good, whoever else holds it."""
     _bpf(_LINK_DETACH, struct.pack("=I", link), "detach link")
+
+
+def id_key(number: int) -> bytes:
+    """A cgroup's id as a map's key (u64)."""
+    return number.to_bytes(8, sys.byteorder)
 
 
 class Map:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import sys
 from typing import Any
 
 from agentrun.bpf import modules, pins, syscall, types
@@ -45,7 +44,7 @@ class NetCounts:
             counts = self._open()
             if counts is None:
                 return None
-            data = counts.lookup(os.stat(cgroup).st_ino.to_bytes(8, sys.byteorder))
+            data = counts.lookup(syscall.id_key(os.stat(cgroup).st_ino))
         except (OSError, BpfError):
             return None
         found = types.NetCount.from_buffer_copy(data or bytes(ctypes.sizeof(types.NetCount)))

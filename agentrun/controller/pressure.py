@@ -15,8 +15,9 @@ from collections.abc import Callable
 from agentrun import config, log, scx
 from agentrun.bpf import modules
 from agentrun.bpf.mempressure import MODULE, How, Limit, Member, MemPressure
+from agentrun.cgroup import Cgroup
 from agentrun.controller import rules
-from agentrun.controller.model import HOST, Domain, Snapshot
+from agentrun.controller.model import HOST, Snapshot
 from agentrun.errors import BpfError
 from agentrun.paths import Paths
 
@@ -36,13 +37,14 @@ def limits_of(snapshot: Snapshot, ids: dict[str, int], how: How) -> dict[int, Li
             if domain.key in call.domains and call.key in ids
         )
         if domain.key != HOST and domain.key in ids and len(members) > 1:
-            found[ids[domain.key]] = _limit(domain, members, how)
+            found[ids[domain.key]] = limit_of(domain.limit, members, how)
     return found
 
 
-def _limit(domain: Domain, members: tuple[Member, ...], how: How) -> Limit:
-    reserve = min(int(domain.limit * rules.RESERVE), rules.RESERVE_MOST)
-    return Limit(domain.limit, reserve, int(reserve * rules.THAW), members, how)
+def limit_of(limit: int, members: tuple[Member, ...], how: How) -> Limit:
+    """A limit in bytes, short where the controller's own rules call it so. Pure."""
+    reserve = rules.reserve_of(limit)
+    return Limit(limit, int(reserve), int(reserve * rules.THAW), members, how)
 
 
 class Pressure:
@@ -84,11 +86,8 @@ class Pressure:
             return
         paths = {*(c.key for c in snapshot.calls), *(d.key for d in snapshot.domains)} - {HOST}
         self._ids = {path: number for path, number in self._ids.items() if path in paths}
-        for path in paths - self._ids.keys():
-            try:
-                self._ids[path] = os.stat(path).st_ino
-            except OSError:
-                continue  # it is gone
+        found = {path: Cgroup(path).kernel_id() for path in paths - self._ids.keys()}
+        self._ids |= {path: number for path, number in found.items() if number is not None}
         self._guarded(lambda: maps.publish(limits_of(snapshot, self._ids, self._how)))
 
     def forget(self, path: str) -> None:

@@ -79,6 +79,11 @@ struct {
 	__type(value, struct burst_timer);
 } ar_scx_bursts SEC(".maps");
 
+static __always_inline struct burst_timer *burst_timer_of(u32 cpu)
+{
+	return bpf_map_lookup_elem(&ar_scx_bursts, &cpu);
+}
+
 static int end_burst(void *map, u32 *cpu, struct burst_timer *timer)
 {
 	scx_bpf_kick_cpu(*cpu, ENUM(scx_kick_flags, SCX_KICK_PREEMPT));
@@ -91,7 +96,7 @@ static __always_inline void bound_burst(u32 slot, u32 cpu)
 
 	if (!is_marked(slot))
 		return;
-	timer = bpf_map_lookup_elem(&ar_scx_bursts, &cpu);
+	timer = burst_timer_of(cpu);
 	if (timer)
 		bpf_timer_start(&timer->timer, slice_min_ns, 0);
 }
@@ -103,8 +108,7 @@ static __noinline int init_bursts(void)
 	if (!parking)
 		return 0;
 	bpf_for(cpu, 0, nr_cpus) {
-		u32 key = cpu;
-		struct burst_timer *timer = bpf_map_lookup_elem(&ar_scx_bursts, &key);
+		struct burst_timer *timer = burst_timer_of(cpu);
 
 		if (!timer)
 			return -ENOMEM;
@@ -121,8 +125,7 @@ static __noinline int stop_bursts(void)
 	if (!parking)
 		return 0;
 	bpf_for(cpu, 0, nr_cpus) {
-		u32 key = cpu;
-		struct burst_timer *timer = bpf_map_lookup_elem(&ar_scx_bursts, &key);
+		struct burst_timer *timer = burst_timer_of(cpu);
 
 		if (timer)
 			bpf_timer_cancel(&timer->timer);

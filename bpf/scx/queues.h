@@ -75,25 +75,20 @@ static __always_inline void uncount_waiting(u32 slot, u32 where)
 
 /* Atomic, because a parked task is let go of by a CPU that does not hold its run queue (scx/parking.h). What it waited
  * for before is over: a task that moves to another run queue is queued again without having been quiescent. */
-static __always_inline void set_waiting(struct task_state *task, u32 where)
-{
-	u32 slot = task->slot & (MAX_GROUPS - 1), before = __sync_lock_test_and_set(&task->waiting, where);
-
-	if (before != NOT_WAITING)
-		uncount_waiting(slot, before);
-	if (where != NOT_WAITING)
-		count_waiting(slot, where);
-}
-
+/* Atomic, because a parked task is let go of by a CPU that does not hold its run queue (scx/parking.h). What it waited
+ * for before is over: a task that moves to another run queue is queued again without having been quiescent. */
 static __always_inline void begin_waiting(struct task_state *task, u32 where)
 {
-	set_waiting(task, where);
+	u32 slot = task->slot & (MAX_GROUPS - 1);
+
+	uncount_waiting(slot, __sync_lock_test_and_set(&task->waiting, where));
+	count_waiting(slot, where);
 }
 
 static __always_inline void end_waiting(struct task_state *task)
 {
 	if (task->waiting != NOT_WAITING)
-		set_waiting(task, NOT_WAITING);
+		begin_waiting(task, NOT_WAITING);
 }
 
 /*

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from agentrun import calls, fastjson, scx
 from agentrun.bpf import mempressure, modules
-from agentrun.controller import rules
+from agentrun.controller import pressure
 from agentrun.paths import Paths
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -124,9 +124,7 @@ class Parking:
         if self.maps is None:
             return
         self.members.append(mempressure.Member(cgroup.stat().st_ino, (rank[0], rank[1])))
-        limit = LIMIT_MB << 20
-        tight = int(limit * rules.RESERVE)
-        watched = mempressure.Limit(limit, tight, int(tight * rules.THAW), tuple(self.members), self.how)
+        watched = pressure.limit_of(LIMIT_MB << 20, tuple(self.members), self.how)
         self.maps.publish({PARENT.stat().st_ino: watched})
 
     def close(self) -> dict[str, Any]:

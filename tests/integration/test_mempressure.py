@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from test_scx import scheduler
 
 from agentrun.bpf import mempressure, modules, pins, ringbuf, syscall, types
 from agentrun.bpf.mempressure import How, Limit, Member, MemPressure
+from agentrun.bpf.syscall import id_key
 from agentrun.errors import BpfError
 from agentrun.paths import Paths
 
@@ -85,9 +87,7 @@ class Scene:
     def mark_of(self, name: str) -> int:
         """Until when (CLOCK_MONOTONIC, ns) a call is marked; 0 for not."""
         with marks() as table:
-            return int.from_bytes(
-                table.lookup(self.calls[name].stat().st_ino.to_bytes(8, "little")) or b"", "little"
-            )
+            return int.from_bytes(table.lookup(id_key(self.calls[name].stat().st_ino)) or b"", sys.byteorder)
 
     def is_marked(self, name: str) -> bool:
         return self.mark_of(name) > time.monotonic_ns()
@@ -239,7 +239,7 @@ def test_limits_that_find_no_room_are_named_and_the_others_are_watched(scene):
 def mark(cgroup: Path, seconds: float) -> None:
     until = time.monotonic_ns() + int(seconds * 1e9)
     with marks() as table:
-        table.update(cgroup.stat().st_ino.to_bytes(8, "little"), until.to_bytes(8, "little"))
+        table.update(id_key(cgroup.stat().st_ino), until.to_bytes(8, sys.byteorder))
 
 
 def ran_s(pid: int) -> float:

@@ -147,10 +147,10 @@ def test_agent_wakes_at_least_twice_as_fast_under_load():
 
         # What the machine itself is late: nothing that is runnable comes before a real-time task.
         floor = statistics.median(measure("chrt", "-f", "50") for _ in range(3))
-        before, ours = compare(measure, rounds=3)
+        before, ours = compare(measure, rounds=5)
     report("agent's wake-up latency P99 under 8 burners, ms", before, ours)
     print(f"FIGURE the same of a real-time task: {floor:.2f}")
-    assert ours <= max(before / 2, floor + (before - floor) / 2)
+    assert ours <= before / 2
 
 
 @pytest.mark.figures

@@ -67,6 +67,13 @@ _FACTOR = click.FloatRange(0.01, 10)
 @click.option("--stagger", type=click.FloatRange(0), default=0.0, **_SECONDS, help="Spread the starts.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of starts and think times.")
 @click.option("--file-cache", type=click.IntRange(0, 100), default=0, metavar="PERCENT", help="Of memory.")
+@click.option(
+    "--retries",
+    type=click.IntRange(0, 100),
+    default=0,
+    metavar="N",
+    help="Of a call that was killed or failed.",
+)
 @click.option("--limit", type=click.FloatRange(1), default=900.0, show_default=True, **_SECONDS)
 @click.option("--out", type=_PATH, help="The report as JSON.")
 @click.option("--html", type=_PATH, help="The report as a page with the curves.")

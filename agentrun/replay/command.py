@@ -49,6 +49,7 @@ class Request:
     stagger: float
     seed: int
     file_cache: int
+    retries: int
     limit: float
     out: Path | None
     html: Path | None
@@ -122,13 +123,17 @@ def execute(request: Request) -> None:
     has_cgroups = request.engine != "process"
     parent = parent_cgroup(request.engine != "hand", request.memory) if has_cgroups else nullcontext()
     with parent as made:
-        run = run_sessions(choose_engine(request), containers, made, request.limit, request.file_cache)
+        run = run_sessions(
+            choose_engine(request), containers, made, request.limit, request.file_cache, request.retries
+        )
     _write(report(run, settings(request, sessions)), request)
 
 
 def settings(request: Request, sessions: Sequence[tuple[str, Trace]]) -> dict[str, Any]:
     """What a report says about how it was made."""
-    names = "engine runtime memory session_memory speed scale base least window stagger seed file_cache"
+    names = (
+        "engine runtime memory session_memory speed scale base least window stagger seed file_cache retries"
+    )
     found = {name: getattr(request, name) for name in names.split()}
     found["sessions"] = [f"{tier}={trace.name} {trace.digest()}" for tier, trace in sessions]
     return found

@@ -59,7 +59,7 @@ def figures(run: RunResult) -> dict[str, Any]:
 
     `work_per_gb_s`: seconds of planned calls that ended well, for each GB-second of memory that all sessions
     held. `fairness`: Jain's index of planned time by real time, 0 for a session that was not done. `exec_ms`:
-    median from the exec to the worker's first word.
+    median from the exec to the worker's first word. `run_again`: how often a call had to be.
     """
     calls = [call for session in run.sessions for call in session.calls]
     execs = [call.exec_s * 1000 for call in calls if call.exec_s is not None]
@@ -74,6 +74,7 @@ def figures(run: RunResult) -> dict[str, Any]:
         "oom_kills": run.oom_kills,
         "agents_killed": sum(session.agent_killed for session in run.sessions),
         "calls": {name: sum(call.outcome == name for call in calls) for name in OUTCOMES},
+        "run_again": sum(call.lost_runs for call in calls),
         "exec_ms": _rounded(median(execs)) if execs else None,
         "peak_bytes": max((used for _, used in run.curve), default=None),
         "gb_seconds": _rounded(held) if run.curve else None,

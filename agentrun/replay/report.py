@@ -33,6 +33,7 @@ def session_report(session: SessionResult) -> dict[str, Any]:
             {
                 "name": call.name,
                 "outcome": call.outcome,
+                "lost_runs": call.lost_runs,
                 "planned_s": round(call.planned_s, 3),
                 "ran_s": None if call.ran_s is None else round(call.ran_s, 3),
                 "exec_ms": None if call.exec_s is None else round(call.exec_s * 1000, 1),

@@ -1,7 +1,8 @@
 """Run sessions: an agent in each container, and every planned call as an exec into it, closed-loop.
 
 A session is done when the agent has followed its curve and every call has ended well. It is not done (None)
-when a call was killed or failed, when the agent was killed, or when the run's time is up.
+when a call was killed or failed (with `retries`: each time), when the agent was killed, or when the run's
+time is up.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 from agentrun.replay.engines import Container, Engine, ReplayError, spawn
 from agentrun.replay.parent import oom_kills, read_number
 from agentrun.replay.protocol import Report, worker_command
-from agentrun.replay.schedule import SessionPlan
+from agentrun.replay.schedule import CallPlan, SessionPlan
 
 SAMPLE_S = 0.1
 _START_TIMEOUT_S = 120.0
@@ -31,7 +32,11 @@ Curve = list[tuple[float, int]]  # (seconds of the run, bytes)
 
 @dataclass(slots=True)
 class CallResult:
-    """How one call went. `exec_s` is from the exec to the worker's first word; None: it never came so far."""
+    """How one call went. `exec_s` is from the exec to the worker's first word; None: it never came so far.
+
+    Of a call that was run again, times and outcome are the last run's; `lost_runs` counts those before it,
+    and `latencies_ms` has the chunks of all.
+    """
 
     name: str
     planned_s: float
@@ -39,6 +44,7 @@ class CallResult:
     ran_s: float | None = None
     outcome: str = "lost"  # ok, killed (SIGKILL), failed, lost (its session ended before it)
     latencies_ms: list[float] = field(default_factory=list)
+    lost_runs: int = 0
 
 
 @dataclass(slots=True)
@@ -83,9 +89,14 @@ def run_sessions(
     parent: tuple[str, Path] | None,
     limit_s: float,
     cache_percent: int = 0,
+    retries: int = 0,
 ) -> RunResult:
-    """Run all sessions at once; `parent` as parent_cgroup() gives it. Raises ReplayError."""
-    run = _Run(engine, parent, cache_percent)
+    """Run all sessions at once; `parent` as parent_cgroup() gives it. Raises ReplayError.
+
+    A call that does not end well is run again after its think time, `retries` times, as an agent does that is
+    told of it.
+    """
+    run = _Run(engine, parent, cache_percent, retries)
     try:
         for session in sessions:
             agent = worker_command("agent", session.plan.agent, cache_percent)
@@ -97,10 +108,13 @@ def run_sessions(
 
 
 class _Run:
-    def __init__(self, engine: Engine, parent: tuple[str, Path] | None, cache_percent: int) -> None:
+    def __init__(
+        self, engine: Engine, parent: tuple[str, Path] | None, cache_percent: int, retries: int
+    ) -> None:
         self.engine = engine
         self.parent = parent[1] if parent else None
         self.cache_percent = cache_percent
+        self.retries = retries
         self.began = time.monotonic()
         self.kills_before = 0
         self.curve: Curve = []
@@ -210,10 +224,20 @@ class _Run:
         if plan.after is not None:
             await ended[plan.after].wait()
         await asyncio.sleep(plan.gap)
+        await self.run_call(session, plan, call)
+        while call.outcome != "ok" and call.lost_runs < self.retries:
+            call.lost_runs += 1
+            call.outcome = "lost"
+            await asyncio.sleep(plan.gap)
+            await self.run_call(session, plan, call)
+        ended[number].set()
+
+    async def run_call(self, session: Session, plan: CallPlan, call: CallResult) -> None:
+        """Run a call, once."""
         command = worker_command("call", plan.steps, self.cache_percent)
-        began = time.monotonic()
+        began, call.exec_s = time.monotonic(), None
         report = Report()
-        call.latencies_ms = report.latencies_ms
+        report.latencies_ms = call.latencies_ms
         process = await spawn(self.engine.exec_command(session.container.name, command))
         self.clients.append(process)
         try:
@@ -226,7 +250,6 @@ class _Run:
             call.outcome = _outcome(code, report.done)
         finally:
             _kill(process)
-        ended[number].set()
 
 
 class _Words:

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 BARE, WRAPPED = "crun", "agentrun-crun"
@@ -21,24 +21,23 @@ POLICY_FILE = Path("/etc/agentrun/policy.d/50-isolation.yaml")
 FREEZER = Path(__file__).with_name("isolation_freezer.py")
 
 # A call may take what the parent has left; LOW pays with its share of the CPU, and the agent's own memory is
-# protected from reclaim.
+# protected from reclaim. Nothing but the order of the tiers is told: not what a session or a call will need.
 POLICY = """\
 version: 1
 default-class: work
 classes:
   work: {memory: {max: 90%}, pids: {max: 512}}
 tiers:
-  high: {cpu: {weight: 400}}
+  high: {cpu: {weight: 400}, priority: 300}
   low: {cpu: {weight: 25}}
 sessions:
   - {name: tier by annotation, match: {annotation: {agentrun.dev/tier: "*"}}, annotations: [tier]}
 agent:
   memory: {min: 32M, low: 50%}
 """
-# Nothing but the order of the tiers is told: not what a session or a call will need.
-ADAPTIVE = POLICY.replace("weight: 400}}", "weight: 400}, priority: 300}") + "adapt: on\n"
-# The controller works by default where agentrun has one; a build without it does not know the key.
-ADAPT_OFF = "adapt: off\n"
+ADAPTIVE = POLICY.replace(
+    "low: {cpu: {weight: 25}}", "low: {cpu: {weight: 25}, admission: {wait: 10s, then: start}}"
+).replace("max: 90%}", "max: 90%, learned: true}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +74,12 @@ ARMS = {
         Arm("user-freezer", freezer=True),
         Arm("agentrun-cgroup", WRAPPED, POLICY),
         Arm("agentrun-bpf", WRAPPED, POLICY, bpf=True),
-        Arm("agentrun-adaptive", WRAPPED, ADAPTIVE),
+        Arm("agentrun-adaptive", WRAPPED, ADAPTIVE, bpf=True),
+        Arm("agentrun-static", WRAPPED, POLICY + "adapt: off\n"),
     )
 }
+# What is run unless ARMS says otherwise.
+COMPARED = tuple(name for name in ARMS if name != "agentrun-static")
 
 
 def _succeeds(*command: str) -> str | None:
@@ -102,13 +104,6 @@ def _refused(policy: str) -> str | None:
         path = Path(folder) / "policy.yaml"
         path.write_text(policy)
         return _succeeds("agentrunctl", "policy", "check", str(path))
-
-
-def settled(arm: Arm) -> Arm:
-    """The arm as this build runs it: without the controller where it is not the adaptive one."""
-    if arm.policy is None or "adapt:" in arm.policy or _refused(arm.policy + ADAPT_OFF) is not None:
-        return arm
-    return replace(arm, policy=arm.policy + ADAPT_OFF)
 
 
 def _bpf_unavailable() -> str | None:

@@ -115,6 +115,41 @@ def running(*arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
             process.kill()
 
 
+def kill_call(number: int, agent: int) -> None:
+    """Kill the command that runs now, when there is one that was not killed before."""
+    deadline = time.monotonic() + 30
+    while True:
+        calls = [int(path.split("/")[2]) for path in workers() if int(path.split("/")[2]) != agent]
+        if calls:
+            os.kill(calls[0], number)
+            return
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_call_that_is_killed_is_run_again_where_asked_for(tmp_path):
+    out = tmp_path / "out.json"
+    with running("--retries", "1", "--out", str(out), FLAT) as (process, agent):
+        kill_call(signal.SIGKILL, agent)
+        assert process.wait(timeout=60) == 0
+    found = json.loads(out.read_text())
+    (session,) = found["sessions"]
+    assert session["done_s"] is not None
+    assert [(call["outcome"], call["lost_runs"]) for call in session["calls"]] == [("ok", 1), ("ok", 0)]
+    assert found["figures"]["run_again"] == 1 and found["settings"]["retries"] == 1
+
+
+def test_call_that_is_killed_more_often_than_it_may_be_run_again_ends_its_session(tmp_path):
+    out = tmp_path / "out.json"
+    with running("--retries", "1", "--out", str(out), FLAT) as (process, agent):
+        kill_call(signal.SIGKILL, agent)
+        time.sleep(0.2)  # that one is gone
+        kill_call(signal.SIGKILL, agent)
+        assert process.wait(timeout=60) == 0
+    (session,) = json.loads(out.read_text())["sessions"]
+    assert session["done_s"] is None and session["calls"][0]["outcome"] == "killed"
+
+
 def test_agent_that_is_killed_ends_its_session(tmp_path):
     out = tmp_path / "out.json"
     with running("--out", str(out), FLAT) as (process, agent):

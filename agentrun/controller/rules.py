@@ -81,6 +81,13 @@ class Situation:
         """What is kept for those above, in bytes."""
         return reserve_of(self.domain.limit)
 
+    def kept_from(self, call: Call) -> float:
+        """What of the headroom is not for this call, because somebody is above it; in bytes."""
+        above = [other for other in self.calls if other.rank > call.rank]
+        if not above:
+            return 0.0
+        return self.reserve * (1.0 if any(map(self.grows, above)) else QUIET_LEFT)
+
 
 def reserve_of(limit: int) -> float:
     """What of a limit is kept for those above, in bytes."""

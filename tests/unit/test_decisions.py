@@ -244,9 +244,40 @@ def test_learned_call_begins_at_what_is_known_and_grows_like_an_adaptive_one():
     assert "begins at 100M, from what calls like it used" in world.done[0][1].why
     world.run(10)
     assert world.actors[0].high == 200 * MIB
-    world.others = 350 * MIB
-    world.run(3)
+
+
+def test_learned_call_is_taken_back_while_a_call_above_it_grows_and_memory_is_short():
+    world = World(
+        Actor("a", LOW, 300 * MIB, 60 * MIB, ceiling=200 * MIB, learned=100 * MIB, hold=1000),
+        Actor("c", HIGH, 350 * MIB, 35 * MIB, start=10, hold=1000),
+    )
+    world.run(9)
+    assert world.actors[0].high == 200 * MIB
+    world.run(10)
     assert world.actors[0].high == 100 * MIB
+
+
+def test_learned_start_does_not_slow_down_a_call_that_nobody_is_above():
+    """In a domain that is nearly full, and stays so: agents hold 85 % of it."""
+    world = World(
+        Actor("high", HIGH, 70 * MIB, 60 * MIB, ceiling=400 * MIB, learned=40 * MIB, hold=2),
+        Actor("low", LOW, 10 * MIB, 10 * MIB, hold=1000),
+        others=int(LIMIT * 0.85),
+    )
+    world.run(4)
+    assert limits_of(world, "high")[0] == 40 * MIB
+    assert world.actors[0].ended_at is not None
+
+
+def test_guard_that_moves_is_not_noted_as_a_lack_of_room():
+    low = Call("a", LOW, 0, 90 * MIB, ("d",), ceiling=350 * MIB, learned=100 * MIB)
+    high = Call("c", HIGH, 0, 400 * MIB, ("d",))
+    # Thawed a moment ago, so that it is not frozen at once; at its learned start for long.
+    held = Held(changed_at=9.9, guard=80 * MIB, soft=100 * MIB, softened_at=0)
+    snapshot = Snapshot(10.0, (low, high), (Domain("d", LIMIT, 550 * MIB),))
+    (action,) = decide(snapshot, Memory(held={"a": held})).actions
+    assert (action.what, action.key) == ("limit", "a") and action.value != 80 * MIB
+    assert action.why == ""
 
 
 def test_learned_call_alone_begins_there_too():

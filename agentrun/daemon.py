@@ -46,8 +46,10 @@ from agentrun.teller import Teller
 
 LOCK_FILE = "agentrund.lock"
 _CGROUP_RETRY_S = 0.002  # a slot is there a moment before its cgroup
-_STATUS_RETRY_S = 0.002  # an exit status is there once the parent (shim, conmon) has reaped the process
-_STATUS_TRIES = 500
+# An exit status is there once the parent (shim, conmon) has reaped the process: nearly always at once. Else
+# we look ever less often, up to ten times less, for a second.
+_STATUS_RETRY_S = 0.002
+_STATUS_TRIES = 73
 _LOOK_AGAIN_S = 0.01  # for a call by hand, whose runtime takes a while to become the command
 _LOOKS = 20
 _SWEEP_S = 10.0  # what an event should have told and did not
@@ -59,7 +61,7 @@ _PID_FILE_EVENTS = inotify.IN_CLOSE_WRITE | inotify.IN_MOVED_TO
 class Daemon(Loop):
     """The state of agentrund: what it watches. `run` works until `stop` is called.
 
-    `parts` are told what happens to each call; `on_change` is called when a call came or went.
+    `parts` are told what happens to each call; `on_change` is called when a call came to life or went.
     """
 
     def __init__(self, paths: Paths) -> None:
@@ -146,7 +148,6 @@ class Daemon(Loop):
             part.began(call)
         self._watch_pid_file(call)
         self._watch_cgroup(call)
-        self._tell_change()
 
     def _tell_change(self) -> None:
         for action in self.on_change:
@@ -272,6 +273,9 @@ class Daemon(Loop):
         if call.over:
             return
         if call.cgroup.is_populated():
+            if not call.lives:
+                call.lives = True
+                self._tell_change()
             self._find_main_process(call)
             if call.unsaved:
                 self.note(call)
@@ -283,7 +287,7 @@ class Daemon(Loop):
         call.ended_at = call.ended_at or time.time()
         if not self._read_status(call) and call.tries < _STATUS_TRIES:
             call.tries += 1
-            self.later(_STATUS_RETRY_S, lambda: self._check_end(call))
+            self.later(_STATUS_RETRY_S * min(10, 1 + call.tries // 5), lambda: self._check_end(call))
             return
         if not all(part.is_done(call) for part in self.parts):
             self.later(_STATUS_RETRY_S, lambda: self._check_end(call))
@@ -313,7 +317,8 @@ class Daemon(Loop):
             part.ended(call)
         if self.live.get(call.key) is call:
             del self.live[call.key]
-            self._tell_change()
+            if call.lives:
+                self._tell_change()
 
     def note(self, call: Call, **notes: object) -> None:
         """Add to a call's state, and so to its record, what was learned or done."""

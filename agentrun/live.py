@@ -27,6 +27,7 @@ class Call:
     ended_at: float | None = None
     tries: int = 0
     looks: int = 0
+    lives: bool = False  # it had a process
     over: bool = False
     stamp: tuple[int, int] | None = None  # of its state file, when that was read
 

@@ -1,9 +1,10 @@
 """The controller in agentrund: asleep while nothing contends, awake at 10 to 100 Hz while something does.
 
-It is woken by calls that come and go, by a call that passes its guard (memory.high; `memory.events` becomes
-readable), by a domain that hits its limit (its `memory.events`), by stalls (PSI triggers), and where the BPF
-module `mempressure` is loaded by the kernel as soon as a domain gets short. Where calls
-compete, a peek every quarter of a second catches what none of these tells: growth of the first call.
+It is woken by calls that come (with their first process, not before) and go, by a call that passes its guard
+(memory.high; `memory.events` becomes readable), by a domain that hits its limit (its `memory.events`), by
+stalls (PSI triggers), and where the BPF module `mempressure` is loaded by the kernel as soon as a domain gets
+short. Where calls compete, a peek every quarter of a second catches what none of these tells: growth of the
+first call.
 """
 
 from __future__ import annotations
@@ -29,8 +30,6 @@ from agentrun.paths import Paths
 from agentrun.policyinforce import InForce
 
 SPACING_S = 0.004  # between two looks, whatever wakes us
-_YOUNG_S = 5.0  # a runtime places the first process within so long
-_STARTING_S = 0.02
 _MOVED = 0.05  # of a limit: a change of its use that deserves a look
 # 10 ms of stall in half a second. Windows other than multiples of 2 s need CAP_SYS_RESOURCE
 # (kernel/sched/psi.c, psi_trigger_create).
@@ -82,7 +81,6 @@ class Controller:
         self._turn = 0
         self._due = float("inf")
         self._looked_at = float("-inf")
-        self._young_until = float("-inf")
         self._stale = True
         self._is_asked = False  # something happened since the last look: a peek will not do
         self._closed = False
@@ -93,7 +91,7 @@ class Controller:
     # When to look.
 
     def changed(self) -> None:
-        """A call came or went."""
+        """A call came to life or went."""
         self._stale = True
         self._soon()
 
@@ -178,10 +176,9 @@ class Controller:
         return decision
 
     def _plan_look(self, seconds: float | None, *, missing: bool) -> None:
-        """The next look; a call that has a slot but no process yet will not tell when it has one."""
+        """The next look; not too late, should nobody tell that a call without a process has one."""
         if missing:
-            is_young = self._clock() < self._young_until
-            seconds = min(_STARTING_S if is_young else CALM_S, CALM_S if seconds is None else seconds)
+            seconds = CALM_S if seconds is None else min(seconds, CALM_S)
         if seconds is not None and (seconds < CALM_S or missing):
             self._schedule(seconds)
         elif seconds is not None:
@@ -216,7 +213,6 @@ class Controller:
             self.memory.held.pop(member.files.path, None)
             self.memory.growth.pop(member.files.path, None)
             self._booster.forget(member.files.path)
-        self._young_until = self._clock() + _YOUNG_S
         for path, files in self._reader.unused.items():
             self._unwatch(f"events {path}")
             self._unwatch(f"stall {path}")
@@ -248,7 +244,7 @@ class Controller:
 
     def _follow(self, snapshot: Snapshot) -> None:
         self._shared = {
-            domain.key: (domain.limit, self._reader.peek(domain.key)) for domain in snapshot.domains
+            domain.key: (domain.limit, self._reader.used[domain.key]) for domain in snapshot.domains
         }
         for key, held in self.memory.held.items():
             member = self._reader.members.get(key)

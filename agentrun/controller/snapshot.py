@@ -19,6 +19,7 @@ from agentrun.plan import WEIGHT_DEFAULT
 
 _BOUNDS_EVERY_S = 1.0
 _BOUND_ROOM = 0.95
+_MEMINFO = frozenset((b"MemTotal", b"MemAvailable", b"SwapFree"))
 _RESERVE_MOST = 0.5  # of a container's limit: what an agent's leaf may keep from the calls
 
 
@@ -125,6 +126,7 @@ class Reader:
         self._above: dict[str, Files] = {}
         self._chains: dict[str, tuple[str, ...]] = {}
         self.unused: dict[str, Files] = {}
+        self.used: dict[str, int] = {}  # by each domain of the last `read`, as `peek` tells it
         self._proc = Files(proc)
         self._bounds_at = float("-inf")
 
@@ -184,22 +186,23 @@ class Reader:
         populated = Counter(domain for call in calls for domain in call.domains)
         shared = {domain for domain, count in populated.items() if count > 1 or admits}
         free = memory.get(b"SwapFree", 0)
+        self.used.clear()
         domains_ = [self._domain(path, limit, free) for path, limit in limits.items() if path in shared]
         if HOST in shared and memory:
             domains_.append(_host(memory))
+            self.used[HOST] = domains_[-1].usage
         return Snapshot(now, tuple(calls), tuple(domains_), self._bounds(now), admits)
 
     def peek(self, domain: str) -> int:
         """What a domain uses, file cache included, by the one cheapest read."""
         if domain == HOST:
-            memory = self._meminfo()
-            return memory.get(b"MemTotal", 0) - memory.get(b"MemAvailable", 0)
+            return _host(self._meminfo()).usage
         files = self._above.get(domain)
         return (files.number("memory.current") if files else None) or 0
 
     def _domain(self, path: str, limit: int, swap_free: int) -> Domain:
         files = self._above[path]
-        usage = files.number("memory.current") or 0
+        usage = self.used[path] = files.number("memory.current") or 0
         if usage > limit * WATCH:  # memory.stat is dear: it adds up all CPUs and all that is below
             stat = files.pairs("memory.stat")
             usage = max(0, usage - stat.get(b"inactive_file", 0) - stat.get(b"active_file", 0))
@@ -209,8 +212,9 @@ class Reader:
         return Domain(path, limit, usage, max(0, swap_free))
 
     def _meminfo(self) -> dict[bytes, int]:
-        rows = (line.split() for line in (self._proc.read("meminfo") or b"").splitlines())
-        return {row[0][:-1]: int(row[1]) * 1024 for row in rows if len(row) == 3}
+        """What is needed of /proc/meminfo, in bytes."""
+        rows = (line.partition(b":") for line in (self._proc.read("meminfo") or b"").splitlines())
+        return {name: int(value.split()[0]) * 1024 for name, _, value in rows if name in _MEMINFO}
 
     def _bounds(self, now: float) -> tuple[Bound, ...]:
         if now - self._bounds_at < _BOUNDS_EVERY_S:

@@ -2,6 +2,7 @@
  *
  *     hog TOTAL_MB CHUNK_KB THINK_US HOLD_MS [FILE]
  *
+ * Begins when its stdin ends, so that several begin at the same moment, long after they were started.
  * With FILE each chunk is of huge pages where the kernel has them, and as much again goes through the file
  * (page cache). Prints one JSON object: milliseconds of the chunks at P50, P95, P99 and most, seconds until all
  * was taken.
@@ -50,7 +51,12 @@ int main(int argc, char **argv)
 	size_t size = strtoul(argv[2], NULL, 10) << 10, count = (strtoul(argv[1], NULL, 10) << 20) / size;
 	unsigned int think_us = strtoul(argv[3], NULL, 10), hold_ms = strtoul(argv[4], NULL, 10);
 	int file = argc > 5 ? open(argv[5], O_WRONLY | O_CREAT | O_TRUNC, 0600) : -1;
-	double *took = calloc(count, sizeof(*took)), began = now_ms();
+	double *took = calloc(count, sizeof(*took));
+	char byte;
+
+	while (read(0, &byte, 1) > 0)
+		;
+	double began = now_ms();
 
 	for (size_t number = 0; number < count; number++) {
 		double before = now_ms();

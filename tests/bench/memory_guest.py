@@ -32,18 +32,18 @@ from agentrun.paths import Paths
 CGROUP = Path("/sys/fs/cgroup")
 PARENT = CGROUP / "agentrun-bench"
 LIMIT_MB, HIGH_MB, LOW_MB = 600, 280, 265
-TIMEOUT_S = 60  # after that a call counts as one that never finished
 HOLD_MS = 500
+SETTLE_S = 1.5  # from the start of the calls until they begin to take memory
 LATE_HOLD_MS = 15_000
 DAEMON = "import sys; sys.path.insert(0, {tree!r}); from agentrun.daemon import main; main()"
 STATIC_HIGH = "150M"
 RANKS = {"high": [300, 100], "low1": [100, 100], "low2": [100, 100]}
 WEIGHTS = {"high": "400", "low1": "25", "low2": "25"}  # as configs/policy/multi-tenant.yaml has them
-PACES = {
-    "paced": (1024, 3000, False),  # KB a chunk, microseconds between two, huge pages and page cache
-    "unpaced": (1024, 0, False),
-    "burst": (4096, 0, True),
-}
+# KB a chunk, microseconds between two, huge pages and page cache. An emulated disk makes the burst slow.
+PACES = {"paced": (1024, 3000, False), "unpaced": (1024, 0, False), "burst": (4096, 0, True)}
+# After so long a call counts as one that never finished: some four times what other arms need.
+TIMEOUT_S = {"paced": 20, "unpaced": 15, "burst": 60}
+LATE_TIMEOUT_S = 60
 
 
 @dataclass
@@ -143,6 +143,7 @@ class Scene:
 
     def __init__(self, hog: str, pace: str, arm: Arm) -> None:
         self.hog, self.pace, self.arm = hog, PACES[pace], arm
+        self.timeout_s = LATE_TIMEOUT_S if arm.late else TIMEOUT_S[pace]
         # Not /tmp: where that is a tmpfs, what is written there is no page cache that could be given back.
         self.folder = Path(tempfile.mkdtemp(prefix="agentrun-bench-", dir="/var/tmp"))
         self.paths = Paths(str(self.folder))
@@ -151,6 +152,7 @@ class Scene:
         self.processes: dict[str, subprocess.Popen[str]] = {}
         self.began: dict[str, float] = {}
         self.parking: Parking | None = None
+        self.held_back, self.go = os.pipe()
 
     def make_cgroups(self) -> None:
         """The parent, and in it a container for each call."""
@@ -168,6 +170,16 @@ class Scene:
             parent.mkdir()
             (parent / "cgroup.subtree_control").write_text("+memory +cpu +pids")
 
+    def begin(self, names: list[str]) -> None:
+        """Start calls, and let all of them begin at once when what their start takes is over."""
+        for name in names:
+            self.start(name, HIGH_MB if name == "high" else LOW_MB)
+        time.sleep(SETTLE_S)
+        os.close(self.go)
+        os.close(self.held_back)
+        self.held_back, self.go = os.pipe()
+        self.began |= dict.fromkeys(names, time.monotonic())
+
     def start(self, name: str, megabytes: int) -> None:
         """Start one call as the exec path does: its slot, its cgroup, its first process in it."""
         cgroup = PARENT / name / "agentrun-calls/call-0"
@@ -183,9 +195,8 @@ class Scene:
         numbers = [str(number) for number in (megabytes, chunk_kb, think_us, hold_ms)]
         command = [self.hog, *numbers, *([str(self.folder / name)] if with_file else [])]
         script = f'echo $$ >{cgroup}/cgroup.procs; exec "$@"'
-        self.began[name] = time.monotonic()
         self.processes[name] = subprocess.Popen(
-            ["sh", "-c", script, "sh", *command], stdout=subprocess.PIPE, text=True
+            ["sh", "-c", script, "sh", *command], stdin=self.held_back, stdout=subprocess.PIPE, text=True
         )
         while "populated 1" not in (cgroup / "cgroup.events").read_text():
             time.sleep(0.001)
@@ -213,17 +224,14 @@ class Scene:
     def run(self) -> dict[str, Any]:
         """Start them, wait for them, and tell how each fared."""
         lows = [name for name in RANKS if name != "high"] if self.arm.low else []
-        if self.arm.late:
-            for name in lows:
-                self.start(name, LOW_MB)
-            used, deadline = 0, time.monotonic() + 30
-            while used < LOW_MB * 2 * 0.98 and time.monotonic() < deadline:
-                used = int((PARENT / "memory.current").read_text()) >> 20
-                time.sleep(0.02)
-        self.start("high", HIGH_MB)
-        if not self.arm.late:
-            for name in lows:
-                self.start(name, LOW_MB)
+        first, second = (lows, ["high"]) if self.arm.late else (["high", *lows], [])
+        self.begin(first)
+        used, deadline = 0, time.monotonic() + 30
+        while second and used < LOW_MB * 2 * 0.98 and time.monotonic() < deadline:
+            used = int((PARENT / "memory.current").read_text()) >> 20
+            time.sleep(0.02)
+        if second:
+            self.begin(second)
         done = {name: self.finish(name) for name in self.processes}
         events = {
             name: dict(line.split() for line in (PARENT / name / "memory.events").read_text().splitlines())
@@ -240,7 +248,7 @@ class Scene:
 
     def finish(self, name: str) -> dict[str, Any]:
         """Wait for one call."""
-        process, left = self.processes[name], self.began["high"] + TIMEOUT_S - time.monotonic()
+        process, left = self.processes[name], self.began["high"] + self.timeout_s - time.monotonic()
         try:
             out, _ = process.communicate(timeout=max(0.1, left))
         except subprocess.TimeoutExpired:
@@ -262,6 +270,8 @@ class Scene:
             with contextlib.suppress(FileNotFoundError):
                 os.rmdir(folder)
         shutil.rmtree(self.folder)
+        os.close(self.go)
+        os.close(self.held_back)
 
 
 @contextlib.contextmanager

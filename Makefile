@@ -60,7 +60,8 @@ vm-test: bpf ## integration tests on real docker, podman, containerd, runc and c
 		"tests/integration/test_bpf.py tests/integration/test_network.py" \
 		"tests/integration/test_learned.py" \
 		"--tcg-thread single tests/integration/test_mempressure.py" \
-		"tests/integration/test_memcg_ops.py"
+		"tests/integration/test_memcg_ops.py" \
+		"tests/integration/test_isolation.py"
 
 scx-test: bpf ## the CPU scheduler, which is opt-in, in the test VM: what it must not break (not part of `make test`)
 	tests/run-vm "--tcg-thread single --env AGENTRUN_SCX_CYCLES=5 tests/integration/test_scx.py -m 'not figures'"

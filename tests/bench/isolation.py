@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from isolation_table import ordering_problems, table
+from isolation_table import aims, ordering_problems, table
 
 ROOT = Path(__file__).parents[2]
 GUEST_OUT, GUEST_TRACES = "/root/isolation.jsonl", "/root/isolation-traces"
@@ -90,7 +90,7 @@ def main() -> None:
     out = Path(os.environ.get("OUT") or tempfile.gettempdir() + "/isolation.jsonl")
     out.write_bytes(found)
     rows = [json.loads(line) for line in found.splitlines()]
-    print(table(rows))
+    print(table(rows), aims(rows), sep="\n\n")
     print(f"\n{len(rows)} rows in {out}")
     problems = ordering_problems(rows) if os.environ.get("QUICK") == "1" else []
     for problem in problems:

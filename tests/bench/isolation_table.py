@@ -7,15 +7,21 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import inf, nan
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 Row = Mapping[str, Any]
 HEADER = (
-    "| mix | arm | runs | all done | OOM kills | agents killed in | HIGH P95 by alone | HIGH P95 ms "
-    "| HIGH done s | LOW done s | LOW never |\n|---|---|---|---|---|---|---|---|---|---|---|"
+    "| mix | arm | runs | all done | OOM kills | agents killed in | run again | HIGH P95 by alone "
+    "| HIGH P95 ms | HIGH done s | LOW done s | LOW never |\n"
+    "|---|---|---|---|---|---|---|---|---|---|---|---|"
+)
+AIMS_HEADER = (
+    "| mix | arm | survived | HIGH P95 by alone | best control that survived | its HIGH P95 by alone "
+    "| LOW done by that of the earliest control |\n|---|---|---|---|---|---|---|"
 )
 
 
@@ -55,6 +61,7 @@ def _line(mix: str, arm: str, rows: Sequence[Row]) -> str:
         sum(map(is_done, rows)),
         sum(row["oom_kills"] or 0 for row in rows),
         sum(bool(row["agent_killed"]) for row in rows),
+        sum(row.get("run_again", 0) for row in rows),
         spread(map(by_alone, rows)),
         spread(row["high_p95_ms"] for row in rows),
         spread(row["high_done_s"] for row in rows),
@@ -62,6 +69,43 @@ def _line(mix: str, arm: str, rows: Sequence[Row]) -> str:
         sum(done is None for done in low),
     )
     return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def last_low(row: Row) -> float | None:
+    """When the last LOW session was done; None where one never was."""
+    return None if None in row["low_done_s"] else max(row["low_done_s"], default=None)
+
+
+def _middle(rows: Iterable[Row], value: Callable[[Row], float | None]) -> float:
+    """The median over the runs that have the value; infinite where none has."""
+    return median([found for row in rows if (found := value(row)) is not None] or [inf])
+
+
+def aims(rows: Iterable[Row]) -> str:
+    """What is aimed at, for each arm with agentrun: medians, against the controls that lost nothing."""
+    groups = grouped(row for row in rows if row["mix"] != "density")
+    lines = [AIMS_HEADER]
+    for (mix, arm), found in groups.items():
+        if not arm.startswith("agentrun"):
+            continue
+        controls = {
+            name: runs
+            for (of, name), runs in groups.items()
+            if of == mix and not name.startswith("agentrun") and all(map(is_done, runs))
+        }
+        best = min(controls, key=lambda name: _middle(controls[name], by_alone), default="none")
+        earliest = min((_middle(runs, last_low) for runs in controls.values()), default=nan)
+        cells = (
+            mix,
+            arm,
+            f"{sum(map(is_done, found))} of {len(found)}",
+            f"{_middle(found, by_alone):.2f}",
+            best,
+            f"{_middle(controls[best], by_alone):.2f}" if controls else "-",
+            f"{_middle(found, last_low) / earliest:.2f}" if controls else "-",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -87,14 +131,17 @@ def ordering_problems(rows: Sequence[Row]) -> list[str]:
         done, bare_done = sum(map(is_done, found)) / len(found), sum(map(is_done, bare)) / len(bare)
         if done < bare_done:
             problems.append(f"mix {mix}: {arm} finished {done:.0%} of its runs, bare {bare_done:.0%}")
+        if agents := [row["seed"] for row in found if row["agent_killed"]]:
+            problems.append(f"mix {mix}: {arm} lost an agent in seeds {agents}")
         if arm == "agentrun-adaptive":
-            killed = [row["seed"] for row in found if row["oom_kills"] or row["agent_killed"]]
+            killed = [row["seed"] for row in found if row["oom_kills"]]
             if killed:
-                problems.append(f"mix {mix}: {arm} lost something in seeds {killed}")
+                problems.append(f"mix {mix}: in {arm} the kernel killed something in seeds {killed}")
     if not any(arm.startswith("agentrun") for _, arm in groups):
         problems.append("no arm with agentrun was run")
     return problems
 
 
 if __name__ == "__main__":
-    print(table([json.loads(line) for line in Path(sys.argv[1]).read_text().splitlines()]))
+    found = [json.loads(line) for line in Path(sys.argv[1]).read_text().splitlines()]
+    print(table(found), aims(found), sep="\n\n")

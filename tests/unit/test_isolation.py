@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from isolation_density import MOST, fits, most_that_fit, sessions_of
 from isolation_mixes import MIXES, busiest, memory, origin, peak, plans, resolve, with_chance
-from isolation_table import is_done, ordering_problems, table
+from isolation_table import aims, is_done, ordering_problems, table
 
 from agentrun.replay.run import RunResult, SessionResult
 from agentrun.replay.schedule import SessionPlan
@@ -105,7 +105,8 @@ def test_quick_check_demands_that_agentrun_is_no_worse_than_bare_and_adaptive_lo
     assert ordering_problems(good) == []
     assert ordering_problems([row("bare", 0), row("agentrun-cgroup", 0, 1, None)]) != []
     assert ordering_problems([row("bare", 0, 1, None), row("agentrun-adaptive", 0, 1)]) != []
-    assert ordering_problems([row("bare", 0, 1, None), row("agentrun-adaptive", 0, agent=True)]) != []
+    for arm in ("agentrun-adaptive", "agentrun-cgroup"):
+        assert ordering_problems([row("bare", 0, 1, None), row(arm, 0, agent=True)]) != []
     assert ordering_problems([row("bare", 0)]) == ["no arm with agentrun was run"]
 
 
@@ -113,6 +114,20 @@ def test_table_gives_medians_ranges_and_what_never_finished():
     rows = [row("bare", 0, 2, None), row("bare", 1, 0, 4.0)]
     density = {"mix": "density", "arm": "bare", "seed": 0, "sessions": 4}
     text = table([*rows, density])
-    assert "| a-1100 | bare | 2 | 1 | 2 | 0 | 1.50 (1.50 to 1.50) |" in text
+    assert "| a-1100 | bare | 2 | 1 | 2 | 0 | 0 | 1.50 (1.50 to 1.50) |" in text
     assert "4.00 (4.00 to 4.00) | 1 |" in text and "| bare | 4 |" in text
     assert [is_done(found) for found in rows] == [False, True]
+
+
+def test_aims_are_judged_against_the_controls_that_lost_nothing():
+    rows = [
+        {**row("bare", 0, low=1.0), "high_p95_ms": 9.0},
+        {**row("user-freezer", 0, low=4.0), "high_p95_ms": 4.0},
+        {**row("high-low", 0, low=None), "high_p95_ms": 2.0},
+        {**row("agentrun-cgroup", 0, low=3.0), "high_p95_ms": 2.5},
+    ]
+    assert aims(rows).splitlines()[2:] == [
+        "| a-1100 | agentrun-cgroup | 1 of 1 | 1.25 | user-freezer | 2.00 | 3.00 |"
+    ]
+    alone = [rows[2], {**rows[3], "low_done_s": [None]}]
+    assert aims(alone).splitlines()[2:] == ["| a-1100 | agentrun-cgroup | 0 of 1 | 1.25 | none | - | - |"]

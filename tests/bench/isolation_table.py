@@ -47,7 +47,9 @@ def is_done(row: Row) -> bool:
 
 
 def by_alone(row: Row) -> float | None:
-    """HIGH's P95 as a multiple of HIGH alone in the same seed."""
+    """HIGH's P95 as a multiple of HIGH alone in the same seed; None where a session of HIGH was lost."""
+    if row["high_done_s"] is None:
+        return None
     both = (row["high_p95_ms"], row["high_alone_p95_ms"])
     return both[0] / both[1] if None not in both and both[1] else None
 
@@ -63,7 +65,7 @@ def _line(mix: str, arm: str, rows: Sequence[Row]) -> str:
         sum(bool(row["agent_killed"]) for row in rows),
         sum(row.get("run_again", 0) for row in rows),
         spread(map(by_alone, rows)),
-        spread(row["high_p95_ms"] for row in rows),
+        spread(row["high_p95_ms"] for row in rows if row["high_done_s"] is not None),
         spread(row["high_done_s"] for row in rows),
         spread(low),
         sum(done is None for done in low),

@@ -160,6 +160,27 @@ struct ar_pressure {
 	struct ar_pressure_member members[AR_PRESSURE_MEMBERS];
 };
 
+/*
+ * What calls use at this moment, in the map ar_seen: agentrund writes the ids into the first entries, runs the
+ * program with their number, and finds the rest filled in.
+ */
+#define AR_SNAPSHOT_CALLS 1024
+
+struct ar_seen {
+	__u64 id;    /* of the call's cgroup */
+	__u64 usage; /* bytes */
+	__u64 high;  /* how often it was over memory.high */
+	__u32 is_populated;
+	__u32 pad;
+};
+
+struct ar_snapshot {
+	__u32 count;
+	__u32 pad;
+};
+
+_Static_assert(sizeof(struct ar_seen) == 32, "ar_seen is shared with Python");
+_Static_assert(sizeof(struct ar_snapshot) == 8, "ar_snapshot is shared with Python");
 _Static_assert(sizeof(struct ar_pressure_member) == 72, "ar_pressure_member is shared with Python");
 _Static_assert(sizeof(struct ar_pressure) == 80 + 72 * AR_PRESSURE_MEMBERS, "ar_pressure is shared with Python");
 _Static_assert(sizeof(struct ar_memcg_policy) == 48, "ar_memcg_policy is shared with Python");

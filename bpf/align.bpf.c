@@ -13,3 +13,5 @@ struct ar_net_profile align_net_profile;
 struct ar_memcg_policy align_memcg_policy;
 struct ar_pressure_member align_pressure_member;
 struct ar_pressure align_pressure;
+struct ar_seen align_seen;
+struct ar_snapshot align_snapshot;

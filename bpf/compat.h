@@ -50,6 +50,8 @@ extern struct mem_cgroup *bpf_get_mem_cgroup(struct cgroup_subsys_state *css) __
 extern void bpf_put_mem_cgroup(struct mem_cgroup *memcg) __ksym __weak;
 extern unsigned long bpf_mem_cgroup_usage(struct mem_cgroup *memcg) __ksym __weak;
 extern unsigned long bpf_mem_cgroup_page_state(struct mem_cgroup *memcg, int idx) __ksym __weak;
+extern unsigned long bpf_mem_cgroup_memory_events(struct mem_cgroup *memcg,
+						  enum memcg_memory_event event) __ksym __weak;
 /* Linux 6.4, 332ea1f697be */
 extern struct cgroup *bpf_cgroup_from_id(u64 cgid) __ksym;
 /* Linux 6.2, fda01efc6160 and 5ca786707829 */

@@ -91,6 +91,7 @@ struct mem_cgroup {
 	struct page_counter memory;
 };
 
+enum memcg_memory_event { MEMCG_HIGH = 1 }; /* by CO-RE */
 enum node_stat_item { NR_INACTIVE_FILE = 2, NR_ACTIVE_FILE }; /* by CO-RE */
 
 struct oom_control {

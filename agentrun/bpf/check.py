@@ -38,7 +38,8 @@ def findings(paths: Paths) -> Iterator[tuple[str, str, str]]:
     for module in modules.MODULES.values():
         if not module.default and modules.loaded_version(module) is None:
             continue  # only for those who ask for it
-        yield from _module(module, loaded.enforcement == "bpf", need if module.name == "net" else "")
+        wanted = loaded.enforcement == "bpf" and not module.bonus
+        yield from _module(module, wanted, need if module.name == "net" else "")
     yield from _drops()
 
 

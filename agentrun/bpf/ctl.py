@@ -105,7 +105,10 @@ def load(names: tuple[str, ...], at_boot: bool) -> None:
                 continue
             changed = _load(paths, module)
         except BpfError as error:
-            failed.append(str(error))
+            if module.bonus and not names:
+                click.echo(f"{module.name}: not on this kernel ({str(error).splitlines()[0]})")
+            else:
+                failed.append(str(error))
             continue
         click.echo(f"{module.name}: {'loaded' if changed else 'was in force'}")
         for text in modules.status(module).lost:

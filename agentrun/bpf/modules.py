@@ -35,7 +35,8 @@ class Module:
     `constants` gives bytes to write over .rodata by offset, before the load. `default`: loaded by
     `agentrunctl bpf load` without a name. `optional` names programs that are left out where a kernel does not
     take them, with what is lost then. `by_cgroup`: its struct_ops maps are filled and pinned, and attached to
-    cgroups later.
+    cgroups later. `bonus`: without it nothing is lost but time, so it is no failure where a kernel does not
+    take it.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Module:
     exclusive: bool = False
     default: bool = True
     by_cgroup: bool = False
+    bonus: bool = False
     optional: Mapping[str, str] = field(default_factory=dict)
     constants: Mapping[int, bytes] = field(default_factory=dict)
 
@@ -75,6 +77,7 @@ MODULES = {
         ),
         Module("memcg_ops_v6", "soft memory limits by memcg_bpf_ops (RFC v6)", default=False, by_cgroup=True),
         Module("memcg_ops_v7", "soft memory limits by memcg_bpf_ops (RFC v7)", default=False, by_cgroup=True),
+        Module("snapshot", "what calls use, read by agentrund in one system call", bonus=True),
         Module("mempressure", "which calls wait for memory, seen as it is charged", default=False),
         Module("scx", "CPU shares by cgroup, in a scheduler of our own", exclusive=True, default=False),
     )
@@ -247,8 +250,8 @@ def _attach_all(paths: Paths, module: Module, opened: Object, directory: str) ->
     root = os.open(paths.cgroup_root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for program in opened.programs():
-            if program.section.startswith("struct_ops"):
-                continue
+            if program.section.startswith(("struct_ops", "syscall")):
+                continue  # attached to a cgroup later; run by whoever wants its answer
             is_cgroup = program.section.startswith("cgroup")
             link = opened.attach_cgroup(program, root) if is_cgroup else opened.attach(program)
             opened.pin_link(link, f"{directory}/link_{program.name}")

@@ -92,6 +92,17 @@ def open_map(path: str, name: str, kind: int | None = None) -> syscall.Map:
     return opened
 
 
+def open_program(path: str, name: str) -> int:
+    """Open a pinned program after the same checks; returns a descriptor."""
+    _check_parents(path)
+    check_owner(path)
+    fd = syscall.obj_get(path)
+    if syscall.kind_of(fd) != "prog" or syscall.program_info(fd).name != name[:15]:
+        os.close(fd)
+        raise BpfError(f"use pin {path!r}: it is not program {name!r}")
+    return fd
+
+
 def _check_parents(path: str) -> None:
     directory = os.path.dirname(path)
     while directory.startswith(ROOT):

@@ -14,7 +14,7 @@ from agentrun.errors import BpfError
 
 # include/uapi/linux/bpf.h, enum bpf_cmd
 _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _MAP_NEXT_KEY = 1, 2, 3, 4
-_OBJ_PIN, _OBJ_GET, _INFO_BY_FD = 6, 7, 15
+_OBJ_PIN, _OBJ_GET, _PROG_RUN, _INFO_BY_FD = 6, 7, 10, 15
 _LINK_CREATE, _LINK_BY_ID, _LINK_DETACH = 28, 30, 34
 _ATTACH_STRUCT_OPS = 44  # enum bpf_attach_type
 _NUMBERS = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "s390x": 351, "ppc64le": 361}
@@ -92,6 +92,14 @@ def obj_pin(fd: int, path: str) -> None:
     """Pin a descriptor."""
     name = ctypes.create_string_buffer(os.fsencode(path))
     _bpf(_OBJ_PIN, struct.pack("=QII", ctypes.addressof(name), fd, 0), f"pin {path!r}")
+
+
+def run_program(program: int, context: bytes) -> None:
+    """Run a program of type `syscall` with what it is to know. Needs Linux 5.14 (79a7f8bdb159)."""
+    buffer = ctypes.create_string_buffer(context, len(context))
+    where = ctypes.addressof(buffer)
+    attributes = struct.pack("=IIIIQQIIIIQQIIII", program, *(0,) * 7, len(context), 0, where, 0, 0, 0, 0, 0)
+    _bpf(_PROG_RUN, attributes, "run program")
 
 
 def link_create(program: int, target: int, attach_type: int) -> int:

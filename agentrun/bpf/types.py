@@ -10,6 +10,7 @@ NET_RULES = 128
 NET_DEFAULT_ALLOW = 1
 NET_XATTR = "user.agentrun.net"
 PRESSURE_MEMBERS = 16
+SNAPSHOT_CALLS = 1024
 LIMIT_HOST = 0
 LIMIT_UNKNOWN = (1 << 64) - 1
 
@@ -178,6 +179,27 @@ class Pressure(ctypes.Structure):
     )
 
 
+class Seen(ctypes.Structure):
+    """struct ar_seen: what a call uses."""
+
+    _fields_ = (
+        ("id", ctypes.c_uint64),
+        ("usage", ctypes.c_uint64),
+        ("high", ctypes.c_uint64),
+        ("is_populated", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
+    )
+
+
+class Snapshot(ctypes.Structure):
+    """struct ar_snapshot: about how many calls we ask."""
+
+    _fields_ = (
+        ("count", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
+    )
+
+
 STRUCTS = {
     "ar_event": Event,
     "ar_oom": Oom,
@@ -189,4 +211,6 @@ STRUCTS = {
     "ar_memcg_policy": MemcgPolicy,
     "ar_pressure_member": PressureMember,
     "ar_pressure": Pressure,
+    "ar_seen": Seen,
+    "ar_snapshot": Snapshot,
 }

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from agentrun import log, release
 from agentrun.cgroup import Cgroup
 from agentrun.controller import apply
+from agentrun.controller.atonce import AtOnce
 from agentrun.controller.booster import Booster
 from agentrun.controller.decisions import CALM_S, WATCH, decide
 from agentrun.controller.gatefile import GateFile, admits
@@ -66,7 +67,8 @@ class Controller:
         self.memory = Memory()
         self._loop = loop
         self._clock = clock
-        self._reader = Reader(paths.cgroup_root)
+        self._at_once = AtOnce(paths, clock)
+        self._reader = Reader(paths.cgroup_root, at_once=self._at_once)
         self._journal = apply.Journal(paths)
         self._gate_file = GateFile(paths)
         self._policy_admits = InForce(paths, admits, False)
@@ -209,6 +211,7 @@ class Controller:
             self._journal.forget(member.id)
             member.files.close()
             self._pressure.forget(member.files.path)
+            self._at_once.forget(member.files.path)
             # The next call in this slot has the same path.
             self.memory.held.pop(member.files.path, None)
             self.memory.growth.pop(member.files.path, None)
@@ -254,16 +257,14 @@ class Controller:
             self._watch_domain(domain.key)
         self._pressure.follow(snapshot)
 
-    def _watch(self, key: str, fd: int | None, *, read: bool = False) -> None:
-        """Look when a cgroup file changes. It stays ready until it is read; a look reads those of calls."""
+    def _watch(self, key: str, fd: int | None) -> None:
+        """Look when a cgroup file changes. It stays ready until it is read."""
         if key in self._watched or fd is None:
             return
 
-        def changed(events: int) -> None:
-            if events & select.EPOLLERR and not events & select.EPOLLPRI:
+        def changed(_: int) -> None:
+            if not _drain(fd):
                 self._unwatch(key)  # the cgroup is gone
-            elif read:
-                _drain(fd)
             self._soon()
 
         self._watched[key] = fd
@@ -274,7 +275,7 @@ class Controller:
             return
         files = self._reader.above(key)
         if files is not None:
-            self._watch(f"events {key}", files.fd("memory.events"), read=True)
+            self._watch(f"events {key}", files.fd("memory.events"))
         trigger = _stall_trigger("/proc/pressure/memory" if key == HOST else f"{key}/memory.pressure")
         if trigger is not None:
             self._watch(f"stall {key}", trigger)
@@ -295,18 +296,22 @@ class Controller:
             self._unwatch(name)
         self._reader.close()
         self._pressure.close()
+        self._at_once.close()
         self._gate_file.remove()
         self._turn += 1
         self._closed = True
         release.release_all(self.paths)
 
 
-def _drain(fd: int) -> None:
+def _drain(fd: int) -> bool:
+    """Read a file that changed; False where it is gone."""
     try:
         os.pread(fd, 4096, 0)
     except OSError as error:
         if error.errno != errno.ENODEV:
             raise
+        return False
+    return True
 
 
 def _stall_trigger(path: str) -> int | None:

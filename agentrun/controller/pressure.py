@@ -8,17 +8,15 @@ the scheduler out, marks mean nothing and calls are frozen as ever.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 
 from agentrun import config, log, scx
-from agentrun.bpf import modules
+from agentrun.bpf.following import Following
 from agentrun.bpf.mempressure import MODULE, How, Limit, Member, MemPressure
 from agentrun.cgroup import Cgroup
 from agentrun.controller import rules
 from agentrun.controller.model import HOST, Snapshot
-from agentrun.errors import BpfError
 from agentrun.paths import Paths
 
 _LOOK_S = 1.0
@@ -53,67 +51,39 @@ class Pressure:
     def __init__(self, paths: Paths, clock: Callable[[], float] = time.monotonic) -> None:
         self._paths = paths
         self._clock = clock
-        self._maps: MemPressure | None = None
-        self._version: tuple[str, int] | None = None
+        self._module = Following(MODULE, MemPressure, self._say)
         self._looked_at = float("-inf")
         self._ids: dict[str, int] = {}
         self._how = How.TELL
-        self._said = ""
+
+    def _say(self, text: str) -> None:
+        log.warn(self._paths, "memory pressure is not watched in the kernel", error=text)
 
     def _look(self) -> None:
-        """Take the module as it is now: it may come, go, and be replaced."""
         configuration = config.load(self._paths)
-        version = _loaded() if configuration.enforcement in ("auto", "bpf") else None
-        if version != self._version:
-            self.close()
-            self._version = version
-            if version is not None:
-                self._guarded(self._open)
-        if self._maps is not None:
+        self._module.look(configuration.enforcement in ("auto", "bpf"))
+        if self._module.opened is not None:
             parks = configuration.parking and scx.state().ours
             self._how = How.TELL | How.MARK if parks else How.TELL
-
-    def _open(self) -> None:
-        self._maps = MemPressure()
 
     def follow(self, snapshot: Snapshot) -> None:
         """Watch what is in a snapshot."""
         if self._clock() - self._looked_at >= _LOOK_S:
             self._looked_at = self._clock()
             self._look()
-        maps = self._maps
+        maps = self._module.opened
         if maps is None:
             return
         paths = {*(c.key for c in snapshot.calls), *(d.key for d in snapshot.domains)} - {HOST}
         self._ids = {path: number for path, number in self._ids.items() if path in paths}
         found = {path: Cgroup(path).kernel_id() for path in paths - self._ids.keys()}
         self._ids |= {path: number for path, number in found.items() if number is not None}
-        self._guarded(lambda: maps.publish(limits_of(snapshot, self._ids, self._how)))
+        self._module.guarded(lambda: maps.publish(limits_of(snapshot, self._ids, self._how)))
 
     def forget(self, path: str) -> None:
         """This cgroup is gone; the next one of the same path is another."""
         self._ids.pop(path, None)
 
-    def _guarded(self, action: Callable[[], None]) -> None:
-        """The controller works without: what goes wrong is said once."""
-        try:
-            action()
-        except BpfError as error:
-            if str(error) != self._said:
-                self._said = str(error)
-                log.warn(self._paths, "memory pressure is not watched in the kernel", error=self._said)
-
     def close(self) -> None:
         """Nothing is watched any more."""
-        maps, self._maps = self._maps, None
-        if maps is not None:
-            self._guarded(maps.close)
-
-
-def _loaded() -> tuple[str, int] | None:
-    """What tells one loaded module from another, also one of the same version; None without."""
-    try:
-        version = modules.loaded_version(MODULE)
-        return None if version is None else (version, os.stat(f"{MODULE.directory}/{version}").st_ino)
-    except OSError:
-        return None  # it is being replaced
+        self._module.close()

@@ -1,6 +1,7 @@
 """One look at all calls and the limits around them, through descriptors that stay open.
 
-pread(2) of an open cgroup file costs a tenth of opening it anew; nothing here walks the tree.
+pread(2) of an open cgroup file costs a tenth of opening it anew; nothing here walks the tree. Where the BPF
+module `snapshot` is loaded, all calls are read in one system call instead (atonce.py).
 """
 
 from __future__ import annotations
@@ -8,15 +9,18 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from agentrun import layout
+from agentrun.bpf.snapshot import Seen
 from agentrun.cgroup import parse_pressure
 from agentrun.controller.decisions import WATCH
 from agentrun.controller.model import HOST, Bound, Call, Domain, Rank, Snapshot
 from agentrun.plan import WEIGHT_DEFAULT
 
+# What of some calls is known without reading their files, by the path of their cgroup.
+AtOnce = Callable[[Iterable[str]], Mapping[str, Seen]]
 _BOUNDS_EVERY_S = 1.0
 _BOUND_ROOM = 0.95
 _MEMINFO = frozenset((b"MemTotal", b"MemAvailable", b"SwapFree"))
@@ -88,22 +92,26 @@ class Member:
         self.weight = int(limits.get("cpu_weight") or WEIGHT_DEFAULT)
         self.may_boost = (state.get("care") or {}).get("boost") is not False
 
-    def read(self, domains: tuple[str, ...]) -> Call | None:
-        """The call as it is now; None when nothing lives in it (or not yet)."""
-        # First: a file that is watched stays ready until it is read.
-        throttled = self.files.pairs("memory.events").get(b"high", 0)
+    def look(self) -> Seen:
+        """What the call's files say."""
         if not self.files.pairs("cgroup.events").get(b"populated"):
+            return Seen(0, 0, False)
+        high = self.files.pairs("memory.events").get(b"high", 0)
+        return Seen(self.files.number("memory.current") or 0, high, True)
+
+    def call(self, seen: Seen, domains: tuple[str, ...]) -> Call | None:
+        """The call as it was seen; None when nothing lived in it (or not yet)."""
+        if not seen.is_populated:
             return None
-        usage = self.files.number("memory.current") or 0
         return Call(
             self.files.path,
             self.rank,
             self.start,
-            usage,
+            seen.usage,
             domains,
             self.soft,
             self.ceiling,
-            throttled,
+            seen.high,
             self.adaptive,
             self.learned,
         )
@@ -120,8 +128,9 @@ def rank_of(state: Mapping[str, Any]) -> Rank | None:
 class Reader:
     """All members and the limits around them. `update` first, then `read` as often as needed."""
 
-    def __init__(self, cgroup_root: str, proc: str = "/proc") -> None:
+    def __init__(self, cgroup_root: str, proc: str = "/proc", at_once: AtOnce = lambda members: {}) -> None:
         self.root = cgroup_root
+        self._at_once = at_once
         self.members: dict[str, Member] = {}
         self._above: dict[str, Files] = {}
         self._chains: dict[str, tuple[str, ...]] = {}
@@ -177,10 +186,11 @@ class Reader:
             if (limit := files.number("memory.max")) is not None
         }
         memory = self._meminfo()
+        seen = self._at_once(self.members)
         calls = []
         for key, member in self.members.items():
             domains = tuple(path for path in self._chains[key] if path in limits)
-            call = member.read((*domains, HOST))
+            call = member.call(seen.get(key) or member.look(), (*domains, HOST))
             if call is not None:
                 calls.append(call)
         populated = Counter(domain for call in calls for domain in call.domains)

@@ -53,6 +53,7 @@ def test_constants_are_those_of_the_header():
     assert f"#define AR_NET_RULES {types.NET_RULES}\n" in header
     assert f'#define AR_NET_XATTR "{types.NET_XATTR}"\n' in header
     assert f"#define AR_PRESSURE_MEMBERS {types.PRESSURE_MEMBERS}\n" in header
+    assert f"#define AR_SNAPSHOT_CALLS {types.SNAPSHOT_CALLS}\n" in header
     for how in types.How:
         assert f"AR_PRESSURE_{how.name} = {how.value}," in header
     for kind in types.Kind:

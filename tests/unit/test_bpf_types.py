@@ -1,44 +1,47 @@
-"""The contract between the BPF programs and Python, compared by BTF; needs `make bpf` and bpftool."""
+"""The contract between the BPF programs and Python, compared by the BTF of a built object (`make bpf`)."""
 
 from __future__ import annotations
 
 import ctypes
-import json
 import shutil
+import struct
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from agentrun.bpf import types
+from agentrun.bpf import elf, types
+from agentrun.bpf.btf import _STRUCT, _Btf
 
 BPF = Path(__file__).parents[2] / "bpf"
+Struct = tuple[int, list[tuple[str, int]]]
 
 
 @pytest.fixture(scope="module")
-def btf() -> dict[Any, Any]:
-    """Structs of the alignment object by name, and all types by id."""
-    tool = shutil.which("bpftool") or shutil.which("bpftool", path="/usr/sbin")
-    if tool is None or not shutil.which("clang"):
-        pytest.skip("bpftool or clang is not installed")
+def structs(tmp_path_factory) -> dict[str, Struct]:
+    """Size and (member, offset), in bytes, of every struct of the alignment object."""
+    if not shutil.which("clang"):
+        pytest.skip("clang is not installed")
     subprocess.run(["make", "-s", "-C", BPF], check=True, capture_output=True)
-    dump = [tool, "--json", "btf", "dump", "file", str(BPF / "build/align.bpf.o")]
-    return {
-        t["id"]: t for t in json.loads(subprocess.run(dump, check=True, capture_output=True).stdout)["types"]
-    }
-
-
-def struct(btf: dict[Any, Any], name: str) -> dict[Any, Any]:
-    return next(t for t in btf.values() if t["kind"] == "STRUCT" and t["name"] == name)
+    data = (BPF / "build/align.bpf.o").read_bytes()
+    sections, names = elf._sections(data)
+    (section,) = [each for each in sections if elf._string(data, sections[names], each.name) == b".BTF"]
+    path = tmp_path_factory.mktemp("btf") / "align"
+    path.write_bytes(data[section.offset : section.offset + section.size])
+    btf, found = _Btf(str(path), 0), {}
+    for name, kind, count, tail in btf._walk():
+        if kind == _STRUCT:
+            members = [struct.unpack_from("=III", btf.types, tail + 12 * i) for i in range(count)]
+            (size,) = struct.unpack_from("=I", btf.types, tail - 4)
+            found[btf.name_at(name)] = size, [(btf.name_at(m), bits // 8) for m, _, bits in members]
+    return found
 
 
 @pytest.mark.parametrize("name", types.STRUCTS)
-def test_fields_are_where_the_programs_have_them(btf, name):
-    ours, theirs = types.STRUCTS[name], struct(btf, name)
-    assert ctypes.sizeof(ours) == theirs["size"]
+def test_fields_are_where_the_programs_have_them(structs, name):
+    ours = types.STRUCTS[name]
     fields = [(field[0], getattr(ours, field[0]).offset) for field in ours._fields_]
-    assert fields == [(member["name"], member["bits_offset"] // 8) for member in theirs["members"]]
+    assert (ctypes.sizeof(ours), fields) == structs[name]
 
 
 @pytest.mark.parametrize("name", types.STRUCTS)

@@ -84,12 +84,22 @@ def run_in_vm() -> bytes:
             vm("down", *instance)
 
 
+def revision() -> str:
+    """What the tree is at, for runs that are kept and compared with later ones; empty without git."""
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return done.stdout.strip()
+
+
 def main() -> None:
     """Run, write OUT, print the table, and with QUICK=1 check the order of the arms."""
-    found = run_in_vm()
+    made_of = revision()
+    rows = [{**json.loads(line), "revision": made_of} for line in run_in_vm().splitlines()]
     out = Path(os.environ.get("OUT") or tempfile.gettempdir() + "/isolation.jsonl")
-    out.write_bytes(found)
-    rows = [json.loads(line) for line in found.splitlines()]
+    out.write_text("".join(json.dumps(row) + "\n" for row in rows))
     print(table(rows), aims(rows), sep="\n\n")
     print(f"\n{len(rows)} rows in {out}")
     problems = ordering_problems(rows) if os.environ.get("QUICK") == "1" else []

@@ -1,6 +1,7 @@
 """Pure: the table of docs/evaluation.md from the rows of `make bench-isolation`, and what QUICK=1 checks.
 
-`python3 tests/bench/isolation_table.py FILE` prints the table of a file of rows.
+`python3 tests/bench/isolation_table.py FILE [--write]` prints the tables of a file of rows, and puts them
+into the page.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from page import write_between
+
+PAGE = Path(__file__).parents[2] / "docs/evaluation.md"
 Row = Mapping[str, Any]
 HEADER = (
     "| mix | arm | runs | all done | OOM kills | agents killed in | run again | HIGH P95 by alone "
@@ -144,6 +148,14 @@ def ordering_problems(rows: Sequence[Row]) -> list[str]:
     return problems
 
 
+def main(source: str, *options: str) -> None:
+    """Print the tables of a file of rows; `--write` puts them into the page."""
+    found = [json.loads(line) for line in Path(source).read_text().splitlines()]
+    text = f"{table(found)}\n\n{aims(found)}"
+    print(text)
+    if "--write" in options:
+        write_between(PAGE, "isolation", text)
+
+
 if __name__ == "__main__":
-    found = [json.loads(line) for line in Path(sys.argv[1]).read_text().splitlines()]
-    print(table(found), aims(found), sep="\n\n")
+    main(*sys.argv[1:])

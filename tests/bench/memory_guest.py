@@ -2,9 +2,9 @@
 
     python3 tests/bench/memory_guest.py HOG RUNS PACE ARM...
 
-A cgroup of 600 MB holds three containers of one call each: HIGH takes 280 MB, two LOW 265 MB each. Nobody is
-told what they need. One JSON object a run on stdout. See docs/enforcement-memory.md. With RECORD=FILE the
-controller's snapshots of the last run are kept there.
+A cgroup of 600 MB holds three containers of one call each: HIGH takes 280 MB, two LOW 265 MB each (the burst:
+half of all that). Nobody is told what they need. One JSON object a run on stdout. See
+docs/enforcement-memory.md. With RECORD=FILE the controller's snapshots of the last run are kept there.
 """
 
 from __future__ import annotations
@@ -31,18 +31,35 @@ from agentrun.paths import Paths
 
 CGROUP = Path("/sys/fs/cgroup")
 PARENT = CGROUP / "agentrun-bench"
-LIMIT_MB, HIGH_MB, LOW_MB = 600, 280, 265
 HOLD_MS = 500
 SETTLE_S = 1.5  # from the start of the calls until they begin to take memory
 LATE_HOLD_MS = 15_000
 DAEMON = "import sys; sys.path.insert(0, {tree!r}); from agentrun.daemon import main; main()"
-STATIC_HIGH = "150M"
 RANKS = {"high": [300, 100], "low1": [100, 100], "low2": [100, 100]}
 WEIGHTS = {"high": "400", "low1": "25", "low2": "25"}  # as configs/policy/multi-tenant.yaml has them
-# KB a chunk, microseconds between two, huge pages and page cache. An emulated disk makes the burst slow.
-PACES = {"paced": (1024, 3000, False), "unpaced": (1024, 0, False), "burst": (4096, 0, True)}
-# After so long a call counts as one that never finished: some four times what other arms need.
-TIMEOUT_S = {"paced": 20, "unpaced": 15, "burst": 60}
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How a call takes memory: KB a chunk, microseconds between two, huge pages and as much page cache.
+
+    `sizes` in MB: the limit, HIGH, each LOW, and the static memory.high. After `timeout_s` a call counts as
+    one that never finished: some four times what other arms need.
+    """
+
+    chunk_kb: int
+    think_us: int
+    timeout_s: int
+    with_file: bool = False
+    sizes: tuple[int, int, int, int] = (600, 280, 265, 150)
+
+
+PACES = {
+    "paced": Pace(1024, 3000, 20),
+    "unpaced": Pace(1024, 0, 15),
+    # An emulated disk is slow.
+    "burst": Pace(4096, 0, 30, with_file=True, sizes=(300, 140, 132, 75)),
+}
 LATE_TIMEOUT_S = 60
 
 
@@ -93,7 +110,7 @@ def polling_freezer() -> None:
     while PARENT.exists():
         try:
             lives = "populated 1" in high.read_text()
-            used = int((PARENT / "memory.current").read_text()) / (LIMIT_MB << 20)
+            used = int((PARENT / "memory.current").read_text()) / int((PARENT / "memory.max").read_text())
         except OSError:
             time.sleep(0.005)
             continue
@@ -124,7 +141,8 @@ class Parking:
         if self.maps is None:
             return
         self.members.append(mempressure.Member(cgroup.stat().st_ino, (rank[0], rank[1])))
-        watched = pressure.limit_of(LIMIT_MB << 20, tuple(self.members), self.how)
+        limit = int((PARENT / "memory.max").read_text())
+        watched = pressure.limit_of(limit, tuple(self.members), self.how)
         self.maps.publish({PARENT.stat().st_ino: watched})
 
     def close(self) -> dict[str, Any]:
@@ -143,7 +161,8 @@ class Scene:
 
     def __init__(self, hog: str, pace: str, arm: Arm) -> None:
         self.hog, self.pace, self.arm = hog, PACES[pace], arm
-        self.timeout_s = LATE_TIMEOUT_S if arm.late else TIMEOUT_S[pace]
+        self.timeout_s = LATE_TIMEOUT_S if arm.late else self.pace.timeout_s
+        self.limit_mb, self.high_mb, self.low_mb, self.static_high_mb = self.pace.sizes
         # Not /tmp: where that is a tmpfs, what is written there is no page cache that could be given back.
         self.folder = Path(tempfile.mkdtemp(prefix="agentrun-bench-", dir="/var/tmp"))
         self.paths = Paths(str(self.folder))
@@ -161,7 +180,7 @@ class Scene:
         for path in (PARENT, *(PARENT / name for name in RANKS)):
             path.mkdir(exist_ok=True)
             (path / "cgroup.subtree_control").write_text("+memory +cpu +pids")
-        (PARENT / "memory.max").write_text(f"{LIMIT_MB}M")
+        (PARENT / "memory.max").write_text(f"{self.limit_mb}M")
         (PARENT / "memory.swap.max").write_text("0")
         for name in RANKS:
             if self.arm.weights:
@@ -173,7 +192,7 @@ class Scene:
     def begin(self, names: list[str]) -> None:
         """Start calls, and let all of them begin at once when what their start takes is over."""
         for name in names:
-            self.start(name, HIGH_MB if name == "high" else LOW_MB)
+            self.start(name, self.high_mb if name == "high" else self.low_mb)
         time.sleep(SETTLE_S)
         os.close(self.go)
         os.close(self.held_back)
@@ -189,11 +208,10 @@ class Scene:
         if self.parking is not None:
             self.parking.add(cgroup, RANKS[name])
         if self.arm.static_high and name != "high":
-            (cgroup / "memory.high").write_text(STATIC_HIGH)
-        chunk_kb, think_us, with_file = self.pace
+            (cgroup / "memory.high").write_text(f"{self.static_high_mb}M")
         hold_ms = LATE_HOLD_MS if self.arm.late and name != "high" else HOLD_MS
-        numbers = [str(number) for number in (megabytes, chunk_kb, think_us, hold_ms)]
-        command = [self.hog, *numbers, *([str(self.folder / name)] if with_file else [])]
+        numbers = [str(number) for number in (megabytes, self.pace.chunk_kb, self.pace.think_us, hold_ms)]
+        command = [self.hog, *numbers, *([str(self.folder / name)] if self.pace.with_file else [])]
         script = f'echo $$ >{cgroup}/cgroup.procs; exec "$@"'
         self.processes[name] = subprocess.Popen(
             ["sh", "-c", script, "sh", *command], stdin=self.held_back, stdout=subprocess.PIPE, text=True
@@ -227,7 +245,7 @@ class Scene:
         first, second = (lows, ["high"]) if self.arm.late else (["high", *lows], [])
         self.begin(first)
         used, deadline = 0, time.monotonic() + 30
-        while second and used < LOW_MB * 2 * 0.98 and time.monotonic() < deadline:
+        while second and used < self.low_mb * 2 * 0.98 and time.monotonic() < deadline:
             used = int((PARENT / "memory.current").read_text()) >> 20
             time.sleep(0.02)
         if second:

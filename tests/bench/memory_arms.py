@@ -2,7 +2,8 @@
 
     RUNS=20 python3 tests/bench/memory_arms.py [PACE ...]     # paced, unpaced, burst, late
 
-ARMS=alone,controller chooses some; MINUTES=30 bounds each pace: no run begins after that.
+ARMS=alone,controller chooses some; MINUTES=30 bounds each pace: no run begins after that. GO_ON=1 adds to the
+runs that are kept already.
 Compiles the workload here (the guest has no compiler), runs `memory_guest.py` in the test VM, all arms
 interleaved, and keeps every run in `build/memory-PACE.jsonl`.
 """
@@ -33,6 +34,7 @@ ARMS = {
     "burst": ["alone", "max-only", "static-high", *YIELDING],
     "late": ["late-max-only", "late-controller"],
 }
+SETTINGS = ("ARMS", "MINUTES", "GO_ON")
 HEADER = (
     "| arm | runs | OOM | HIGH lost | HIGH P50 / P95 / P99 ms | P95 to alone | HIGH done s | LOW done s "
     "| LOW lost | killed by us | CPU s |\n|---|---|---|---|---|---|---|---|---|---|---|"
@@ -54,7 +56,10 @@ def measure(instance: str, pace: str, runs: int) -> list[dict[str, Any]]:
     minutes = os.environ.get("MINUTES", "inf")
     command = ["python3", "tests/bench/memory_guest.py", "/root/hog", str(runs), guest_pace, *arms]
     (ROOT / "build").mkdir(exist_ok=True)
-    rows = []
+    file = ROOT / f"build/memory-{pace}.jsonl"
+    goes_on = os.environ.get("GO_ON") == "1" and file.exists()
+    rows = [json.loads(line) for line in file.read_text().splitlines()] if goes_on else []
+    first = max((row["run"] + 1 for row in rows), default=0)
     with (
         subprocess.Popen(
             [*VM, "run", "--name", instance, "--env", f"MINUTES={minutes}", "--", *command],
@@ -62,14 +67,15 @@ def measure(instance: str, pace: str, runs: int) -> list[dict[str, Any]]:
             stdout=subprocess.PIPE,
             text=True,
         ) as process,
-        open(ROOT / f"build/memory-{pace}.jsonl", "w", encoding="utf-8") as kept,
+        open(file, "a" if goes_on else "w", encoding="utf-8") as kept,
     ):
         assert process.stdout is not None
         for line in process.stdout:
             if line.startswith("{"):
-                kept.write(line)
+                row = json.loads(line)
+                rows.append({**row, "run": first + row["run"]})
+                kept.write(json.dumps(rows[-1]) + "\n")
                 kept.flush()
-                rows.append(json.loads(line))
     if process.returncode:
         sys.exit(process.returncode)
     return rows
@@ -135,7 +141,7 @@ def main(show: Callable[[str], None] = print) -> None:
     for pace in sys.argv[1:] or list(ARMS):
         text = table(measure(instance, pace, runs))
         when = time.strftime("%Y-%m-%d", time.gmtime())
-        how = "".join(f"{name}={os.environ[name]} " for name in ("ARMS", "MINUTES") if name in os.environ)
+        how = "".join(f"{name}={os.environ[name]} " for name in SETTINGS if name in os.environ)
         write_between(
             PAGE, pace, f"{text}\n\n{when}, `{how}RUNS={runs} python3 tests/bench/memory_arms.py {pace}`"
         )

@@ -22,6 +22,7 @@ PATHS = Paths()
 BUDGET = Path(__file__).parents[2] / "bpf/budget.json"
 TOP = CGROUP / "agentrun-snapshot"
 MIB = 1 << 20
+STARTED: list[subprocess.Popen[str]] = []
 # Joins a cgroup, takes so many MiB, and stays.
 TAKE = """
 import sys, time
@@ -43,6 +44,8 @@ def loaded(host) -> Iterator[None]:
     yield
     (TOP / "cgroup.kill").write_text("1")
     wait_for(lambda: "populated 0" in (TOP / "cgroup.events").read_text(), "all to be dead")
+    while STARTED:
+        STARTED.pop().wait()
     for folder, _, _ in os.walk(TOP, topdown=False):
         os.rmdir(folder)
     modules.unload(PATHS, snapshot.MODULE)
@@ -55,16 +58,18 @@ def snapshots() -> Iterator[snapshot.Snapshots]:
     made.close()
 
 
-def made(name: str, mebibytes: int = 0, high: str = "max") -> Path:
+def made(name: str, mebibytes: int = 0, high: str = "") -> Path:
     """A cgroup, in which a process has so much where that is more than nothing."""
     path = TOP / name
     path.mkdir()
-    (path / "memory.high").write_text(high)
+    if high:
+        (path / "memory.high").write_text(high)
     if mebibytes:
-        process = subprocess.Popen(
-            [sys.executable, "-c", TAKE, path, str(mebibytes)], stdout=subprocess.PIPE, text=True
-        )
-        assert process.stdout and process.stdout.readline() == "there\n"
+        command = [sys.executable, "-c", TAKE, str(path), str(mebibytes)]
+        STARTED.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        told = STARTED[-1].stdout
+        assert told is not None and told.readline() == "there\n"
+        told.close()
     return path
 
 

@@ -106,11 +106,12 @@ def polling_freezer() -> None:
     """The control to beat: every 5 ms, two watermarks, nothing told."""
     lows = [PARENT / f"{name}/agentrun-calls/call-0/cgroup.freeze" for name in ("low1", "low2")]
     high = PARENT / "high/agentrun-calls/call-0/cgroup.events"
+    limit = int((PARENT / "memory.max").read_text())
     frozen = False
     while PARENT.exists():
         try:
             lives = "populated 1" in high.read_text()
-            used = int((PARENT / "memory.current").read_text()) / int((PARENT / "memory.max").read_text())
+            used = int((PARENT / "memory.current").read_text()) / limit
         except OSError:
             time.sleep(0.005)
             continue
@@ -199,6 +200,13 @@ class Scene:
         self.held_back, self.go = os.pipe()
         self.began |= dict.fromkeys(names, time.monotonic())
 
+    def wait_for_use(self, megabytes: float) -> None:
+        """Wait until all together use so much, for half a minute at most."""
+        used, deadline = 0, time.monotonic() + 30
+        while used < megabytes and time.monotonic() < deadline:
+            used = int((PARENT / "memory.current").read_text()) >> 20
+            time.sleep(0.02)
+
     def start(self, name: str, megabytes: int) -> None:
         """Start one call as the exec path does: its slot, its cgroup, its first process in it."""
         cgroup = PARENT / name / "agentrun-calls/call-0"
@@ -244,11 +252,8 @@ class Scene:
         lows = [name for name in RANKS if name != "high"] if self.arm.low else []
         first, second = (lows, ["high"]) if self.arm.late else (["high", *lows], [])
         self.begin(first)
-        used, deadline = 0, time.monotonic() + 30
-        while second and used < self.low_mb * 2 * 0.98 and time.monotonic() < deadline:
-            used = int((PARENT / "memory.current").read_text()) >> 20
-            time.sleep(0.02)
         if second:
+            self.wait_for_use(self.low_mb * 2 * 0.98)
             self.begin(second)
         done = {name: self.finish(name) for name in self.processes}
         events = {

@@ -49,6 +49,11 @@ class Config:
         "sources",
     )
 
+    @property
+    def uses_bpf(self) -> bool:
+        """Whether eBPF may be used where the kernel has it."""
+        return self.enforcement in ("auto", "bpf")
+
     def __init__(
         self,
         backends: list[tuple[str, str]],

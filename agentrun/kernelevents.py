@@ -97,7 +97,7 @@ class KernelEvents(Part):
             return
         self.close()
         self._pin, self._problem = pin, None
-        if pin is None or config.load(self.daemon.paths).enforcement not in ("auto", "bpf"):
+        if pin is None or not config.load(self.daemon.paths).uses_bpf:
             return
         try:
             self.ring = ringbuf.open_ring()

@@ -59,7 +59,7 @@ def mark(config: Config, call: Cgroup, name: str | None, pins: str = PINS) -> bo
     if program is None:
         return True
     try:
-        if config.enforcement not in ("auto", "bpf") or not is_in_force(pins):
+        if not config.uses_bpf or not is_in_force(pins):
             raise OSError(errno.EOPNOTSUPP, "the network programs are not loaded (agentrunctl bpf load)")
         posix.setxattr(call.path, ATTRIBUTE, program, follow_symlinks=False)
     except OSError as error:

@@ -83,7 +83,7 @@ class SchedulerKeeper:
             self._say_once(text)
         if step is not scx.Step.REARM:
             return
-        if config.load(self._paths).enforcement in ("auto", "bpf"):
+        if config.load(self._paths).uses_bpf:
             self._load()
         else:  # not asked for any more: ask again later
             self._memory = replace(self._memory, rearm_at=time.monotonic() + _GIVE_UP_S)

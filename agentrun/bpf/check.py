@@ -29,7 +29,7 @@ def findings(paths: Paths) -> Iterator[tuple[str, str, str]]:
     loaded = config.load(paths)
     needing = restricted_classes(loaded.policy)
     need = f"; classes {', '.join(needing)} have a network profile that does not hold" if needing else ""
-    if loaded.enforcement not in ("auto", "bpf"):
+    if not loaded.uses_bpf:
         yield "problem" if needing else "note", "eBPF", f"enforcement = {loaded.enforcement!r}{need}"
         return
     if not os.path.exists("/sys/kernel/btf/vmlinux") or not pins.is_mounted():

@@ -94,8 +94,9 @@ def _load(paths: Paths, module: modules.Module) -> bool:
 def load(names: tuple[str, ...], at_boot: bool) -> None:
     """Bring the installed version of all modules, or of those named, in force. Idempotent."""
     paths = host_paths()
-    choice = config.load(paths).enforcement
-    if at_boot and choice not in ("auto", "bpf"):
+    configuration = config.load(paths)
+    choice = configuration.enforcement
+    if at_boot and not configuration.uses_bpf:
         click.echo(f"enforcement = {choice!r}: nothing is loaded")
         return
     failed = []

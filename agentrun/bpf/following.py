@@ -1,4 +1,7 @@
-"""What a loaded module gives, opened while it is loaded, and anew when it was replaced."""
+"""What a loaded module gives, opened while it is loaded, and anew when it was replaced.
+
+Optional: what goes wrong is logged, once, and never raised, for who asks works without.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,11 @@ import os
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
+from agentrun import config, log
 from agentrun.bpf import modules
+from agentrun.config import Config
 from agentrun.errors import BpfError
+from agentrun.paths import Paths
 
 
 class _Closable(Protocol):
@@ -18,27 +24,44 @@ _Opened = TypeVar("_Opened", bound=_Closable)
 
 
 class Following(Generic[_Opened]):
-    """Opens with `make`; what goes wrong is told to `say`, once, and never raised: who asks works without."""
+    """Opens with `make`, and looks again once in `every_s`. `loss` is what the log says of a failure."""
 
     def __init__(
-        self, module: modules.Module, make: Callable[[], _Opened], say: Callable[[str], None]
+        self,
+        module: modules.Module,
+        make: Callable[[], _Opened],
+        paths: Paths,
+        clock: Callable[[], float],
+        every_s: float,
+        loss: str,
     ) -> None:
         self._module = module
         self._make = make
-        self._say = say
+        self._paths = paths
+        self._clock = clock
+        self._every_s = every_s
+        self._loss = loss
+        self._looked_at = float("-inf")
         self._version: tuple[str, int] | None = None
         self._said = ""
         self.opened: _Opened | None = None
 
-    def look(self, wanted: bool) -> None:
-        """Take the module as it is now: it may come, go, be replaced. Not `wanted`: as if it were gone."""
-        version = _loaded(self._module) if wanted else None
-        if version == self._version:
-            return
-        self.close()
-        self._version = version
-        if version is not None:
-            self.guarded(self._open)
+    def look(self) -> Config | None:
+        """Take the module as it is now, if that is due: it may come, go, and be replaced.
+
+        Returns the configuration that was looked at for it, None when nothing was due.
+        """
+        if self._clock() - self._looked_at < self._every_s:
+            return None
+        self._looked_at = self._clock()
+        configuration = config.load(self._paths)
+        version = _loaded(self._module) if configuration.uses_bpf else None
+        if version != self._version:
+            self.close()
+            self._version = version
+            if version is not None:
+                self.guarded(self._open)
+        return configuration
 
     def _open(self) -> None:
         self.opened = self._make()
@@ -50,7 +73,7 @@ class Following(Generic[_Opened]):
         except BpfError as error:
             if str(error) != self._said:
                 self._said = str(error)
-                self._say(self._said)
+                log.warn(self._paths, self._loss, error=self._said)
             return False
         return True
 

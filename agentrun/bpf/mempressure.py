@@ -77,9 +77,7 @@ class MemPressure:
     """
 
     def __init__(self) -> None:
-        version = modules.loaded_version(MODULE)
-        if version is None:
-            raise BpfError("watch memory pressure: not loaded (agentrunctl bpf load mempressure)")
+        directory = modules.loaded_directory(MODULE, "watch memory pressure")
         self._published: dict[int, Limit] = {}
         with contextlib.ExitStack() as opened:
 
@@ -88,7 +86,6 @@ class MemPressure:
                 opened.callback(found.close)
                 return found
 
-            directory = f"{MODULE.directory}/{version}"
             self._limits = table(f"{directory}/map_ar_pressure", "ar_pressure")
             self._watched = table(f"{directory}/map_ar_pressure_calls", "ar_pressure_calls")
             self._marks = table(f"{pins.SHARED}/ar_marks", "ar_marks")

@@ -144,6 +144,14 @@ def loaded_version(module: Module) -> str | None:
     return versions[-1] if versions else None
 
 
+def loaded_directory(module: Module, what: str) -> str:
+    """Where the version in force is pinned. Raises BpfError, `what` being what that was wanted for."""
+    version = loaded_version(module)
+    if version is None:
+        raise BpfError(f"{what}: not loaded (agentrunctl bpf load {module.name})")
+    return f"{module.directory}/{version}"
+
+
 def status(module: Module) -> Status:
     """Look, change nothing. Raises BpfError where pins cannot be read."""
     file = object_path(module.name)

@@ -75,11 +75,16 @@ def check_owner(path: str) -> None:
         )
 
 
-def open_map(path: str, name: str, kind: int | None = None) -> syscall.Map:
-    """Open a pinned map after checking owner, type and name (the kernel keeps 15 characters of that)."""
+def _open(path: str) -> int:
+    """A descriptor of a pin that is root's alone, and stands where nobody else could have put it."""
     _check_parents(path)
     check_owner(path)
-    fd = syscall.obj_get(path)
+    return syscall.obj_get(path)
+
+
+def open_map(path: str, name: str, kind: int | None = None) -> syscall.Map:
+    """Open a pinned map after checking owner, type and name (the kernel keeps 15 characters of that)."""
+    fd = _open(path)
     if syscall.kind_of(fd) != "map":
         os.close(fd)
         raise BpfError(f"use pin {path!r}: it is no map")
@@ -94,9 +99,7 @@ def open_map(path: str, name: str, kind: int | None = None) -> syscall.Map:
 
 def open_program(path: str, name: str) -> int:
     """Open a pinned program after the same checks; returns a descriptor."""
-    _check_parents(path)
-    check_owner(path)
-    fd = syscall.obj_get(path)
+    fd = _open(path)
     if syscall.kind_of(fd) != "prog" or syscall.program_info(fd).name != name[:15]:
         os.close(fd)
         raise BpfError(f"use pin {path!r}: it is not program {name!r}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import mmap
 import os
 import struct
@@ -14,8 +13,7 @@ from agentrun.bpf import modules, pins, syscall, types
 from agentrun.errors import BpfError
 
 MODULE = modules.MODULES["snapshot"]
-_ENTRY = struct.Struct("=QQQII")
-assert _ENTRY.size == ctypes.sizeof(types.Seen)  # noqa: S101 - as a static assert
+ENTRY = struct.Struct("=QQQII")  # types.Seen
 
 
 class Seen(NamedTuple):
@@ -30,10 +28,7 @@ class Snapshots:
     """The loaded program, and the map that its answers come in; `close` lets go of both. Raises BpfError."""
 
     def __init__(self) -> None:
-        version = modules.loaded_version(MODULE)
-        if version is None:
-            raise BpfError("read calls at once: not loaded (agentrunctl bpf load snapshot)")
-        directory = f"{MODULE.directory}/{version}"
+        directory = modules.loaded_directory(MODULE, "read calls at once")
         self._asked: tuple[int, ...] = ()
         with contextlib.ExitStack() as opened:
             self._program = pins.open_program(f"{directory}/prog_read_calls", "read_calls")
@@ -41,7 +36,7 @@ class Snapshots:
             answers = pins.open_map(f"{directory}/map_ar_seen", "ar_seen")
             opened.callback(answers.close)
             try:
-                self._seen = mmap.mmap(answers.fd, types.SNAPSHOT_CALLS * _ENTRY.size)
+                self._seen = mmap.mmap(answers.fd, types.SNAPSHOT_CALLS * ENTRY.size)
             except OSError as error:
                 raise BpfError(f"map ar_seen: {error}") from error
             opened.callback(self._seen.close)
@@ -54,14 +49,14 @@ class Snapshots:
             return None
         if asked != self._asked:
             for place, number in enumerate(asked):
-                _ENTRY.pack_into(self._seen, place * _ENTRY.size, number, 0, 0, 0, 0)
+                ENTRY.pack_into(self._seen, place * ENTRY.size, number, 0, 0, 0, 0)
             self._asked = asked
         syscall.run_program(self._program, bytes(types.Snapshot(count=len(asked))))
-        answers = memoryview(self._seen)[: len(asked) * _ENTRY.size]
+        answers = memoryview(self._seen)[: len(asked) * ENTRY.size]
         with answers:
             return [
                 Seen(usage, high, bool(populated))
-                for _, usage, high, populated, _ in _ENTRY.iter_unpack(answers)
+                for _, usage, high, populated, _ in ENTRY.iter_unpack(answers)
             ]
 
     def close(self) -> None:

@@ -23,6 +23,7 @@ from agentrun.controller.atonce import AtOnce
 from agentrun.controller.booster import Booster
 from agentrun.controller.decisions import CALM_S, WATCH, decide
 from agentrun.controller.gatefile import GateFile, admits
+from agentrun.controller.ids import Ids
 from agentrun.controller.model import HOST, Action, Decision, Memory, Snapshot
 from agentrun.controller.pressure import Pressure
 from agentrun.controller.snapshot import Reader
@@ -67,13 +68,14 @@ class Controller:
         self.memory = Memory()
         self._loop = loop
         self._clock = clock
-        self._at_once = AtOnce(paths, clock)
+        self._ids = Ids()
+        self._at_once = AtOnce(paths, self._ids, clock)
         self._reader = Reader(paths.cgroup_root, at_once=self._at_once)
         self._journal = apply.Journal(paths)
         self._gate_file = GateFile(paths)
         self._policy_admits = InForce(paths, admits, False)
         self._booster = Booster(self._reader)
-        self._pressure = Pressure(paths, clock)
+        self._pressure = Pressure(paths, self._ids, clock)
         self._populated: tuple[str, ...] = ()
         self._boost_planned = False
         self._admits = False
@@ -210,8 +212,7 @@ class Controller:
             self._unwatch(member.files.path)
             self._journal.forget(member.id)
             member.files.close()
-            self._pressure.forget(member.files.path)
-            self._at_once.forget(member.files.path)
+            self._ids.forget(member.files.path)
             # The next call in this slot has the same path.
             self.memory.held.pop(member.files.path, None)
             self.memory.growth.pop(member.files.path, None)
@@ -219,6 +220,7 @@ class Controller:
         for path, files in self._reader.unused.items():
             self._unwatch(f"events {path}")
             self._unwatch(f"stall {path}")
+            self._ids.forget(path)
             files.close()
         for member in new:
             key = member.files.path

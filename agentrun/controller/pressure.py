@@ -11,15 +11,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from agentrun import config, log, scx
+from agentrun import scx
 from agentrun.bpf.following import Following
 from agentrun.bpf.mempressure import MODULE, How, Limit, Member, MemPressure
-from agentrun.cgroup import Cgroup
 from agentrun.controller import rules
+from agentrun.controller.ids import Ids
 from agentrun.controller.model import HOST, Snapshot
 from agentrun.paths import Paths
 
 _LOOK_S = 1.0
+_LOSS = "memory pressure is not watched in the kernel"
 
 
 def limits_of(snapshot: Snapshot, ids: dict[str, int], how: How) -> dict[int, Limit]:
@@ -48,41 +49,23 @@ def limit_of(limit: int, members: tuple[Member, ...], how: How) -> Limit:
 class Pressure:
     """Keeps what the module watches in step with what the controller looks at."""
 
-    def __init__(self, paths: Paths, clock: Callable[[], float] = time.monotonic) -> None:
-        self._paths = paths
-        self._clock = clock
-        self._module = Following(MODULE, MemPressure, self._say)
-        self._looked_at = float("-inf")
-        self._ids: dict[str, int] = {}
+    def __init__(self, paths: Paths, ids: Ids, clock: Callable[[], float] = time.monotonic) -> None:
+        self._ids = ids
+        self._module = Following(MODULE, MemPressure, paths, clock, _LOOK_S, _LOSS)
         self._how = How.TELL
-
-    def _say(self, text: str) -> None:
-        log.warn(self._paths, "memory pressure is not watched in the kernel", error=text)
-
-    def _look(self) -> None:
-        configuration = config.load(self._paths)
-        self._module.look(configuration.enforcement in ("auto", "bpf"))
-        if self._module.opened is not None:
-            parks = configuration.parking and scx.state().ours
-            self._how = How.TELL | How.MARK if parks else How.TELL
 
     def follow(self, snapshot: Snapshot) -> None:
         """Watch what is in a snapshot."""
-        if self._clock() - self._looked_at >= _LOOK_S:
-            self._looked_at = self._clock()
-            self._look()
+        configuration = self._module.look()
         maps = self._module.opened
         if maps is None:
             return
+        if configuration is not None:
+            parks = configuration.parking and scx.state().ours
+            self._how = How.TELL | How.MARK if parks else How.TELL
         paths = {*(c.key for c in snapshot.calls), *(d.key for d in snapshot.domains)} - {HOST}
-        self._ids = {path: number for path, number in self._ids.items() if path in paths}
-        found = {path: Cgroup(path).kernel_id() for path in paths - self._ids.keys()}
-        self._ids |= {path: number for path, number in found.items() if number is not None}
-        self._module.guarded(lambda: maps.publish(limits_of(snapshot, self._ids, self._how)))
-
-    def forget(self, path: str) -> None:
-        """This cgroup is gone; the next one of the same path is another."""
-        self._ids.pop(path, None)
+        ids = self._ids.of(paths)
+        self._module.guarded(lambda: maps.publish(limits_of(snapshot, ids, self._how)))
 
     def close(self) -> None:
         """Nothing is watched any more."""

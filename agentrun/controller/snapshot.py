@@ -20,7 +20,7 @@ from agentrun.controller.model import HOST, Bound, Call, Domain, Rank, Snapshot
 from agentrun.plan import WEIGHT_DEFAULT
 
 # What of some calls is known without reading their files, by the path of their cgroup.
-AtOnce = Callable[[Iterable[str]], Mapping[str, Seen]]
+ReadAtOnce = Callable[[Iterable[str]], Mapping[str, Seen]]
 _BOUNDS_EVERY_S = 1.0
 _BOUND_ROOM = 0.95
 _MEMINFO = frozenset((b"MemTotal", b"MemAvailable", b"SwapFree"))
@@ -128,7 +128,9 @@ def rank_of(state: Mapping[str, Any]) -> Rank | None:
 class Reader:
     """All members and the limits around them. `update` first, then `read` as often as needed."""
 
-    def __init__(self, cgroup_root: str, proc: str = "/proc", at_once: AtOnce = lambda members: {}) -> None:
+    def __init__(
+        self, cgroup_root: str, proc: str = "/proc", at_once: ReadAtOnce = lambda members: {}
+    ) -> None:
         self.root = cgroup_root
         self._at_once = at_once
         self.members: dict[str, Member] = {}

@@ -223,13 +223,12 @@ class _Run:
         plan, call = session.plan.calls[number], result.calls[number]
         if plan.after is not None:
             await ended[plan.after].wait()
-        await asyncio.sleep(plan.gap)
-        await self.run_call(session, plan, call)
-        while call.outcome != "ok" and call.lost_runs < self.retries:
-            call.lost_runs += 1
-            call.outcome = "lost"
+        for lost_runs in range(1 + self.retries):
+            call.lost_runs, call.outcome = lost_runs, "lost"
             await asyncio.sleep(plan.gap)
             await self.run_call(session, plan, call)
+            if call.outcome == "ok":
+                break
         ended[number].set()
 
     async def run_call(self, session: Session, plan: CallPlan, call: CallResult) -> None:

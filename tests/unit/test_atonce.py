@@ -12,6 +12,7 @@ from agentrun import config
 from agentrun.bpf import following
 from agentrun.bpf.snapshot import Seen
 from agentrun.controller import atonce
+from agentrun.controller.ids import Ids
 from agentrun.controller.snapshot import Reader
 from agentrun.errors import BpfError
 from agentrun.paths import Paths
@@ -51,8 +52,9 @@ def host(tmp_path, monkeypatch):
 
     monkeypatch.setattr(following, "_loaded", lambda _: found.version)
     monkeypatch.setattr(atonce, "Snapshots", make)
-    found.at_once = atonce.AtOnce(found.paths, clock=lambda: found.now)
-    found.reader = Reader(found.paths.cgroup_root, at_once=found.at_once)
+    found.ids = Ids()
+    at_once = atonce.AtOnce(found.paths, found.ids, clock=lambda: found.now)
+    found.reader = Reader(found.paths.cgroup_root, at_once=at_once)
     found.keys = [call(found.pod, name) for name in ("a", "b")]
     found.reader.update({key: {"id": key, "rank": [100, 100], "start": 1.0} for key in found.keys})
     return found
@@ -111,7 +113,7 @@ def test_next_cgroup_of_the_same_path_is_another(host):
     assert usages(host)["a"] == (5 * MIB, 0)
     (host.pod / "a").rename(host.pod / "old")
     assert call(host.pod, "a") == host.keys[0]
-    host.at_once.forget(host.keys[0])
+    host.ids.forget(host.keys[0])
     host.seen[number(host.keys[0])] = Seen(9 * MIB, 0, True)
     assert usages(host)["a"] == (9 * MIB, 0)
 

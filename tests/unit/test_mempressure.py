@@ -10,6 +10,7 @@ from agentrun import config
 from agentrun.bpf import following, types
 from agentrun.bpf.mempressure import How, Limit, Member, entry, rank_number
 from agentrun.controller import pressure
+from agentrun.controller.ids import Ids
 from agentrun.controller.model import HOST, Call, Domain, Snapshot
 from agentrun.controller.pressure import limits_of
 from agentrun.errors import BpfError
@@ -112,7 +113,8 @@ def module(tmp_path, monkeypatch):
     monkeypatch.setattr(following, "_loaded", lambda _: found.version)
     monkeypatch.setattr(pressure, "MemPressure", open_maps)
     found.paths = Paths(str(tmp_path))
-    found.pressure = pressure.Pressure(found.paths, clock=lambda: found.now)
+    found.ids = Ids()
+    found.pressure = pressure.Pressure(found.paths, found.ids, clock=lambda: found.now)
     return found
 
 
@@ -159,7 +161,7 @@ def test_next_cgroup_of_the_same_path_is_another_one(module, tmp_path):
     module.pressure.follow(shared(tmp_path))
     low = tmp_path / "pod/low"
     low.rename(tmp_path / "old")
-    module.pressure.forget(str(low))
+    module.ids.forget(str(low))
     module.pressure.follow(shared(tmp_path))
     numbers = [
         {m.id for limit in told.values() for m in limit.members} for told in module.opened[0].published

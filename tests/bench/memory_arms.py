@@ -3,7 +3,7 @@
     RUNS=20 python3 tests/bench/memory_arms.py [PACE ...]     # paced, unpaced, burst, late
 
 ARMS=alone,controller chooses some; MINUTES=30 bounds each pace: no run begins after that. GO_ON=1 adds to the
-runs that are kept already.
+runs that are kept already. COST=1: see memory_guest.py.
 Compiles the workload here (the guest has no compiler), runs `memory_guest.py` in the test VM, all arms
 interleaved, and keeps every run in `build/memory-PACE.jsonl`.
 """
@@ -34,7 +34,8 @@ ARMS = {
     "burst": ["alone", "max-only", "static-high", *YIELDING],
     "late": ["late-max-only", "late-controller"],
 }
-SETTINGS = ("ARMS", "MINUTES", "GO_ON")
+SETTINGS = ("ARMS", "MINUTES", "GO_ON", "COST")
+GUEST_SETTINGS = {"MINUTES": "inf", "COST": "0"}
 HEADER = (
     "| arm | runs | OOM | HIGH lost | HIGH P50 / P95 / P99 ms | P95 to alone | HIGH done s | LOW done s "
     "| LOW lost | killed by us | CPU s |\n|---|---|---|---|---|---|---|---|---|---|---|"
@@ -53,7 +54,7 @@ def measure(instance: str, pace: str, runs: int) -> list[dict[str, Any]]:
     """All runs of one pace, from the guest."""
     arms = os.environ["ARMS"].split(",") if os.environ.get("ARMS") else ARMS[pace]
     guest_pace = "unpaced" if pace == "late" else pace
-    minutes = os.environ.get("MINUTES", "inf")
+    settings = [f"--env={name}={os.environ.get(name, default)}" for name, default in GUEST_SETTINGS.items()]
     command = ["python3", "tests/bench/memory_guest.py", "/root/hog", str(runs), guest_pace, *arms]
     (ROOT / "build").mkdir(exist_ok=True)
     file = ROOT / f"build/memory-{pace}.jsonl"
@@ -62,7 +63,7 @@ def measure(instance: str, pace: str, runs: int) -> list[dict[str, Any]]:
     first = max((row["run"] + 1 for row in rows), default=0)
     with (
         subprocess.Popen(
-            [*VM, "run", "--name", instance, "--env", f"MINUTES={minutes}", "--", *command],
+            [*VM, "run", "--name", instance, *settings, "--", *command],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             text=True,

@@ -4,7 +4,8 @@
 
 A cgroup of 600 MB holds three containers of one call each: HIGH takes 280 MB, two LOW 265 MB each (the burst:
 half of all that). Nobody is told what they need. One JSON object a run on stdout. See
-docs/enforcement-memory.md. With RECORD=FILE the controller's snapshots of the last run are kept there.
+docs/enforcement-memory.md. With RECORD=FILE the controller's snapshots of the last run are kept there; COST=1
+counts how often the kernel ran our program at a charge, and for how long (which takes time itself).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from agentrun.controller import pressure
 from agentrun.paths import Paths
 
 CGROUP = Path("/sys/fs/cgroup")
+BPF_STATS = Path("/proc/sys/kernel/bpf_stats_enabled")
 PARENT = CGROUP / "agentrun-bench"
 HOLD_MS = 500
 SETTLE_S = 1.5  # from the start of the calls until they begin to take memory
@@ -313,6 +315,7 @@ def helper(scene: Scene) -> Iterator[dict[str, Any]]:
         try:
             yield used
         finally:
+            used |= cost_of_charges() if scene.parking.maps else {}
             used["parking"] = scene.parking.close()
         return
     else:
@@ -335,7 +338,18 @@ def helper(scene: Scene) -> Iterator[dict[str, Any]]:
         process.terminate()
         process.wait(timeout=30)
         if scene.arm.told:
+            used |= cost_of_charges()
             modules.unload(scene.paths, mempressure.MODULE)
+
+
+def cost_of_charges() -> dict[str, float]:
+    """How often our program at a charge ran since it was loaded, and its nanoseconds each; needs COST=1."""
+    if os.environ.get("COST") != "1":
+        return {}
+    command = ["bpftool", "-j", "prog", "show", "name", "on_charge"]
+    shown = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    (program,) = shown if isinstance(shown, list) else [shown]
+    return {"charges": program["run_cnt"], "charge_ns": program["run_time_ns"] / program["run_cnt"]}
 
 
 def cpu_of(pid: int) -> float:
@@ -376,6 +390,8 @@ def main() -> None:
         return
     hog, runs, pace, *names = sys.argv[1:]
     until = time.monotonic() + float(os.environ.get("MINUTES", "inf")) * 60
+    if os.environ.get("COST") == "1":
+        BPF_STATS.write_text("1")
     for number in range(int(runs)):
         if time.monotonic() > until:
             break

@@ -76,16 +76,17 @@ def test_no_limit_is_above_the_plan_and_none_dies_for_an_equal(story):
         for action in decision.actions:
             call = by_key[action.key]
             if action.what == "limit" and call.soft is not None:
-                assert action.value is not None
+                assert action.value is not None and call.ceiling is not None
                 assert action.value <= (max(call.ceiling, call.soft) if call.adaptive else call.soft)
             if action.what in ("kill", "reclaim"):
                 assert any(c.rank > call.rank and set(c.domains) & set(call.domains) for c in snapshot.calls)
         for call in snapshot.calls:
             held = decision.memory.held[call.key]
             if not call.adaptive and call.soft is not None:
-                assert effective(call, held) <= call.soft
+                value = effective(call, held)
+                assert value is not None and value <= call.soft
             if call.soft is None and held.soft is not None and before.held.get(call.key, held).soft is None:
-                assert held.soft < call.ceiling
+                assert call.ceiling is not None and held.soft < call.ceiling
 
 
 @settings(max_examples=100, deadline=None)

@@ -58,7 +58,7 @@ vm-test: bpf ## integration tests on real docker, podman, containerd, runc and c
 		"tests/integration/test_kernel.py" \
 		"tests/integration/test_controller.py tests/integration/test_store.py" \
 		"tests/integration/test_bpf.py tests/integration/test_network.py tests/integration/test_snapshot.py" \
-		"tests/integration/test_learned.py" \
+		"tests/integration/test_learned.py tests/integration/test_mrelease.py" \
 		"--tcg-thread single tests/integration/test_mempressure.py" \
 		"tests/integration/test_memcg_ops.py" \
 		"tests/integration/test_isolation.py"

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from agentrun import calls, log
+from agentrun import calls, log, mrelease
 from agentrun.cgroup import Cgroup
 from agentrun.controller.model import Action
 from agentrun.errors import AgentrunError, CgroupError
@@ -32,7 +32,7 @@ def apply(action: Action) -> bool:
     elif action.what == "bound":
         _set(action.key, "memory.max", action.value)
     elif action.what == "kill":
-        cgroup.write("cgroup.kill", "1")
+        mrelease.kill(cgroup)
     elif action.what in _WEIGHTS:
         return _weigh(cgroup, action)
     else:

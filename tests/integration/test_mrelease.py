@@ -1,0 +1,98 @@
+"""How soon the memory of a killed call that has hardly any CPU is there for others, on a real kernel."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+
+import pytest
+from runtimes import CGROUP, wait_for
+
+from agentrun import mrelease
+from agentrun.cgroup import Cgroup
+
+MIB = 1 << 20
+HELD = 200
+TOP = CGROUP / "agentrun-mrelease"
+TAKE = """
+import sys, time
+open(sys.argv[1] + "/cgroup.procs", "w").write("0")
+held = bytearray(b"x") * (int(sys.argv[2]) << 20)
+print("there", flush=True)
+time.sleep(1000)
+"""
+BURN = """
+import sys
+open(sys.argv[1] + "/cgroup.procs", "w").write("0")
+print("there", flush=True)
+while True: pass
+"""
+
+
+def begin(script: str, cgroup: Path, *arguments: str) -> subprocess.Popen[str]:
+    """A process in a cgroup, once it has said so."""
+    command = [sys.executable, "-c", script, str(cgroup), *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout and process.stdout.readline() == "there\n"
+    return process
+
+
+@pytest.fixture
+def busy(host) -> Iterator[Path]:
+    """A cgroup of the least weight beside one that wants every CPU four times over."""
+    made: list[subprocess.Popen[str]] = []
+    burners, victim = TOP / "burners", TOP / "victim"
+    for path in (TOP, burners, victim):
+        path.mkdir()
+        if path is TOP:
+            (TOP / "cgroup.subtree_control").write_text("+memory +cpu")
+    (burners / "cpu.weight").write_text("10000")
+    try:
+        made += [begin(BURN, burners) for _ in range(4 * (os.cpu_count() or 1))]
+        yield victim
+    finally:
+        (TOP / "cgroup.kill").write_text("1")
+        for process in made:
+            process.wait()
+        wait_for(lambda: "populated 0" in (TOP / "cgroup.events").read_text(), "all to be dead")
+        for path in (burners, victim, TOP):
+            os.rmdir(path)
+
+
+def seconds_until_given_back(victim: Path, kill: Callable[[Cgroup], object]) -> float:
+    """A frozen call of 200 MB is killed: until nine tenths of it are there again."""
+    (victim / "cpu.weight").write_text("100")
+    process = begin(TAKE, victim, str(HELD))
+    (victim / "cpu.weight").write_text("1")
+    (victim / "cgroup.freeze").write_text("1")
+    wait_for(lambda: "frozen 1" in (victim / "cgroup.events").read_text(), "it to be frozen")
+    used = victim / "memory.current"
+    assert int(used.read_text()) > HELD * MIB
+    began = time.monotonic()
+    kill(Cgroup(str(victim)))
+    while int(used.read_text()) > HELD * MIB / 10:
+        assert time.monotonic() - began < 120
+        time.sleep(0.001)
+    took = time.monotonic() - began
+    with contextlib.suppress(OSError):
+        (victim / "cgroup.freeze").write_text("0")
+    process.wait(timeout=120)
+    return took
+
+
+def test_memory_of_a_killed_call_is_there_long_before_it_has_run_again(busy):
+    def as_before(cgroup: Cgroup) -> None:
+        cgroup.write("cgroup.kill", "1")
+
+    own, freed = [], []
+    for _ in range(3):
+        own.append(seconds_until_given_back(busy, as_before))
+        freed.append(seconds_until_given_back(busy, mrelease.kill))
+    print(f"\nown exit {sorted(own)}, process_mrelease {sorted(freed)} s")
+    assert median(freed) < median(own) / 2

@@ -1,0 +1,79 @@
+"""Killing a call and giving its memory back, on real cgroups and processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from node import Node, wait_for
+from node import node as node
+
+from agentrun import mrelease
+from agentrun.cgroup import Cgroup
+from agentrun.errors import CgroupError
+
+SLEEP = "import sys, time; open(sys.argv[1] + '/cgroup.procs', 'w').write('0'); time.sleep(1000)"
+
+
+def sleeper(node: Node, path: str) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen([sys.executable, "-c", SLEEP, path])
+    node.processes.append(process)
+    cgroup = Cgroup(path)
+    wait_for(lambda: process.pid in cgroup.pids(), "its move")
+    return process
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_all_in_a_cgroup_and_below_die_and_nothing_stays_open(node, frozen):
+    call = Cgroup(str(node.cgroup / "agentrun-calls")).child("call-0")
+    inner = call.child("a").child("b")
+    for cgroup in (call, call.child("a"), inner):
+        cgroup.make()
+    both = [sleeper(node, call.path), sleeper(node, inner.path)]
+    call.write("cgroup.freeze", str(int(frozen)))
+    before = descriptors()
+    mrelease.kill(call).join(timeout=10)
+    assert [process.wait(timeout=10) for process in both] == [-9, -9]
+    assert descriptors() == before
+
+
+def test_memory_of_a_process_that_lives_is_not_touched(node):
+    path = str(node.cgroup / "agentrun-calls")
+    process = sleeper(node, path)
+    pidfd = os.pidfd_open(process.pid)
+    assert not mrelease.release(pidfd)
+    assert process.poll() is None
+    process.terminate()
+    process.wait(timeout=10)
+    assert not mrelease.release(pidfd)  # it is gone
+    os.close(pidfd)
+
+
+def test_call_that_is_gone_is_an_error_and_leaves_nothing_open(node):
+    before = descriptors()
+    with pytest.raises(CgroupError, match="cgroup.kill"):
+        mrelease.kill(Cgroup(str(node.cgroup / "agentrun-calls/call-7")))
+    assert descriptors() == before
+
+
+def test_of_thousands_of_nested_cgroups_only_some_are_looked_at(node, monkeypatch):
+    looked: list[str] = []
+    pids = Cgroup.pids
+
+    def look(cgroup: Cgroup) -> list[int]:
+        looked.append(cgroup.path)
+        return pids(cgroup)
+
+    monkeypatch.setattr(Cgroup, "pids", look)
+    call = Cgroup(str(node.cgroup / "agentrun-calls")).child("call-0")
+    for number in range(100):
+        call.make()
+        call.child(f"c{number}").make()
+    mrelease.kill(call).join(timeout=10)
+    assert len(looked) == 64

@@ -25,7 +25,7 @@ from typing import Any
 
 from isolation_arms import ARMS, COMPARED, Arm, helper, in_force, unavailable
 from isolation_density import TOTAL, most_that_fit, sessions_of
-from isolation_mixes import MIXES, Mix, memory, origin, plans, with_chance
+from isolation_mixes import MIXES, USUAL, Mix, memory, origin, plans, with_chance
 
 from agentrun.replay.engines import ByHand, Container
 from agentrun.replay.metrics import figures, percentile
@@ -200,7 +200,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--first", type=int, default=0, metavar="SEED", help="to go on with earlier runs")
     parser.add_argument("--minutes", type=float, default=38.0)
-    parser.add_argument("--mixes", default=",".join(MIXES))
+    parser.add_argument("--mixes", default=",".join(USUAL))
     parser.add_argument("--density", type=int, default=1, metavar="SEEDS")
     parser.add_argument("--arms", default=",".join(COMPARED))
     return parser.parse_args()

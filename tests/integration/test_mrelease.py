@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from statistics import median
 
 import pytest
 from runtimes import CGROUP, wait_for
@@ -19,6 +17,7 @@ from agentrun.cgroup import Cgroup
 
 MIB = 1 << 20
 HELD = 200
+LONG_S = 20  # with a ten thousandth of a CPU it has not ended after two minutes
 TOP = CGROUP / "agentrun-mrelease"
 TAKE = """
 import sys, time
@@ -59,15 +58,15 @@ def busy(host) -> Iterator[Path]:
     finally:
         (TOP / "cgroup.kill").write_text("1")
         for process in made:
-            process.wait()
+            process.communicate()
         wait_for(lambda: "populated 0" in (TOP / "cgroup.events").read_text(), "all to be dead")
         for path in (burners, victim, TOP):
             os.rmdir(path)
 
 
 def seconds_until_given_back(victim: Path, kill: Callable[[Cgroup], object]) -> float:
-    """A frozen call of 200 MB is killed: until nine tenths of it are there again."""
-    (victim / "cpu.weight").write_text("100")
+    """A frozen call of 200 MB is killed: until nine tenths of it are there again, or LONG_S."""
+    (victim / "cpu.weight").write_text("10000")
     process = begin(TAKE, victim, str(HELD))
     (victim / "cpu.weight").write_text("1")
     (victim / "cgroup.freeze").write_text("1")
@@ -76,13 +75,12 @@ def seconds_until_given_back(victim: Path, kill: Callable[[Cgroup], object]) -> 
     assert int(used.read_text()) > HELD * MIB
     began = time.monotonic()
     kill(Cgroup(str(victim)))
-    while int(used.read_text()) > HELD * MIB / 10:
-        assert time.monotonic() - began < 120
+    while int(used.read_text()) > HELD * MIB / 10 and time.monotonic() - began < LONG_S:
         time.sleep(0.001)
     took = time.monotonic() - began
-    with contextlib.suppress(OSError):
-        (victim / "cgroup.freeze").write_text("0")
-    process.wait(timeout=120)
+    (victim / "cgroup.freeze").write_text("0")
+    (victim / "cpu.weight").write_text("10000")
+    process.communicate(timeout=120)
     return took
 
 
@@ -91,8 +89,8 @@ def test_memory_of_a_killed_call_is_there_long_before_it_has_run_again(busy):
         cgroup.write("cgroup.kill", "1")
 
     own, freed = [], []
-    for _ in range(3):
+    for _ in range(2):
         own.append(seconds_until_given_back(busy, as_before))
         freed.append(seconds_until_given_back(busy, mrelease.kill))
-    print(f"\nown exit {sorted(own)}, process_mrelease {sorted(freed)} s")
-    assert median(freed) < median(own) / 2
+    print(f"\nown exit {own}, process_mrelease {freed} s")
+    assert max(freed) < min(own) / 2

@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from agentrun import calls, fastjson, history, processes, store
+from agentrun import calls, fastjson, history, mrelease, processes, store
 from agentrun.cgroup import Cgroup
 from agentrun.errors import AgentrunError, CallNotFoundError, StoreError
 from agentrun.history import Row
@@ -38,6 +38,7 @@ _KILLERS = {
     "client": "infrastructure",
 }
 _POLL_S = 0.05
+_FREED_S = 1.0  # a killed call of some GB gives them back within that
 
 
 def blame(record: Mapping[str, Any]) -> str | None:
@@ -131,7 +132,7 @@ class Client:
                 if not _is_wanted(state, call_id, container) or not cgroup.is_populated():
                     continue
                 if session.note(slot, str(state["id"]), killed_by="operator"):
-                    cgroup.write("cgroup.kill", "1")
+                    mrelease.kill(cgroup).join(_FREED_S)
                     killed.append(str(state["id"]))
         return killed
 

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from agentrun import log
+from agentrun import log, mrelease
 from agentrun.errors import CgroupError
 from agentrun.live import Call, Part
 from agentrun.teller import Teller
@@ -62,6 +62,6 @@ def kill(daemon: Daemon, call: Call) -> None:
     if call.over:
         return  # and the slot may be another call's by now
     try:
-        call.cgroup.write("cgroup.kill", "1")
+        mrelease.kill(call.cgroup)
     except CgroupError as error:
         log.warn(daemon.paths, "call not killed", call=call.id, error=str(error))

@@ -30,7 +30,8 @@ QUIET_S = 1.0
 CALL_STEP = 2 << 20  # less than this is no growth
 OTHERS_STEP_SHARE = 0.005
 GUARD_LEAST = 1 << 20
-CRITICAL = 0.015  # of the limit
+CRITICAL = 0.015  # of the limit; of a small one twice that, up to CRITICAL_SMALL
+CRITICAL_SMALL = 32 << 20
 REACTION_S = 0.03  # what grows in so long is as good as gone
 SETTLE_S = 0.25  # a killed call's memory is not back at once
 RECLAIM_EVERY_S = 0.02
@@ -92,6 +93,11 @@ class Situation:
 def reserve_of(limit: int) -> float:
     """What of a limit is kept for those above, in bytes."""
     return min(limit * RESERVE, RESERVE_MOST)
+
+
+def critical_of(limit: int, rate: float) -> float:
+    """With less than this left a call that has to die is killed: its memory is not back at once."""
+    return max(limit * CRITICAL, min(limit * CRITICAL * 2, CRITICAL_SMALL), rate * REACTION_S)
 
 
 def others_step(limit: int) -> int:
@@ -169,8 +175,11 @@ def make_room(situation: Situation, emptied_at: float) -> tuple[Call, str] | Non
     if situation.domain.swap >= SWAP_LEAST:
         victim = _fattest([call for call in lower if not situation.runs(call)], RECLAIM_BYTES)
         return (victim, "reclaim") if victim and since >= RECLAIM_EVERY_S else None
-    critical = max(situation.domain.limit * CRITICAL, situation.total.rate * REACTION_S)
-    if headroom >= critical or since < SETTLE_S or any(_not_yet_frozen(situation, call) for call in lower):
+    if (
+        headroom >= critical_of(situation.domain.limit, situation.total.rate)
+        or since < SETTLE_S
+        or any(_not_yet_frozen(situation, call) for call in lower)
+    ):
         return None
     victim = _fattest(lower, situation.domain.limit * VICTIM_SHARE)
     return (victim, "kill") if victim else None

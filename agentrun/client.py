@@ -132,7 +132,7 @@ class Client:
                 if not _is_wanted(state, call_id, container) or not cgroup.is_populated():
                     continue
                 if session.note(slot, str(state["id"]), killed_by="operator"):
-                    mrelease.kill(cgroup).join(_FREED_S)
+                    mrelease.kill(cgroup).freed(_FREED_S)
                     killed.append(str(state["id"]))
         return killed
 

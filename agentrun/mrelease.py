@@ -40,6 +40,11 @@ class _Killing(threading.Thread):
         self.sent = threading.Event()
         self.error: CgroupError | None = None
 
+    def freed(self, timeout_s: float) -> None:
+        """Wait until all is freed, for so long at most."""
+        if self.ident is not None:
+            self.join(timeout_s)
+
     def run(self) -> None:
         """Kill and free."""
         dying = list(_pidfds(self._cgroup))
@@ -56,13 +61,16 @@ class _Killing(threading.Thread):
                 os.close(pidfd)
 
 
-def kill(cgroup: Cgroup) -> threading.Thread:
+def kill(cgroup: Cgroup) -> _Killing:
     """Kill all in a cgroup and below; returns the thread that frees what they hold. Raises CgroupError."""
     for name, value in (("cpu.weight", "10000"), ("cpu.max", "max")):
         with contextlib.suppress(CgroupError):  # no cpu controller there
             cgroup.write(name, value)
     killing = _Killing(cgroup)
-    killing.start()
+    try:
+        killing.start()
+    except RuntimeError:  # no more threads to be had: it must die all the same
+        killing.run()
     killing.sent.wait()
     if killing.error is not None:
         raise killing.error

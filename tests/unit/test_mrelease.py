@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 from node import Node, wait_for
@@ -38,7 +39,7 @@ def test_all_in_a_cgroup_and_below_die_and_nothing_stays_open(node, frozen):
     both = [sleeper(node, call.path), sleeper(node, inner.path)]
     call.write("cgroup.freeze", str(int(frozen)))
     before = descriptors()
-    mrelease.kill(call).join(timeout=10)
+    mrelease.kill(call).freed(10)
     assert [process.wait(timeout=10) for process in both] == [-9, -9]
     assert descriptors() == before
 
@@ -75,5 +76,18 @@ def test_of_thousands_of_nested_cgroups_only_some_are_looked_at(node, monkeypatc
     for number in range(100):
         call.make()
         call.child(f"c{number}").make()
-    mrelease.kill(call).join(timeout=10)
+    mrelease.kill(call).freed(10)
     assert len(looked) == 64
+
+
+def test_call_dies_also_where_no_thread_is_to_be_had(node, monkeypatch):
+    path = str(node.cgroup / "agentrun-calls")
+    process = sleeper(node, path)
+    before = descriptors()
+
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    mrelease.kill(Cgroup(path)).freed(10)
+    assert process.wait(timeout=10) == -9 and descriptors() == before

@@ -120,7 +120,7 @@ class Client:
 
     def kill(self, call_id: str | None = None, container: str | None = None) -> list[str]:
         """Kill a running or waiting call, those of a container, or (neither given) all; returns their ids."""
-        killed = []
+        killed, dying = [], []
         for session in calls.open_all(self.paths):
             killed += [
                 str(state["id"])
@@ -132,8 +132,10 @@ class Client:
                 if not _is_wanted(state, call_id, container) or not cgroup.is_populated():
                     continue
                 if session.note(slot, str(state["id"]), killed_by="operator"):
-                    mrelease.kill(cgroup).freed(_FREED_S)
+                    dying.append(mrelease.kill(cgroup))
                     killed.append(str(state["id"]))
+        for killing in dying:  # nobody waits for another's memory before he is killed himself
+            killing.freed(_FREED_S)
         return killed
 
     def _harvest(self) -> None:

@@ -32,6 +32,7 @@ from agentrun.paths import Paths
 
 CGROUP = Path("/sys/fs/cgroup")
 BPF_STATS = Path("/proc/sys/kernel/bpf_stats_enabled")
+COST = os.environ.get("COST", "0")
 PARENT = CGROUP / "agentrun-bench"
 HOLD_MS = 500
 SETTLE_S = 1.5  # from the start of the calls until they begin to take memory
@@ -344,7 +345,7 @@ def helper(scene: Scene) -> Iterator[dict[str, Any]]:
 
 def cost_of_charges() -> dict[str, float]:
     """How often our program at a charge ran since it was loaded, and its nanoseconds each; needs COST=1."""
-    if os.environ.get("COST") != "1":
+    if COST != "1":
         return {}
     command = ["bpftool", "-j", "prog", "show", "name", "on_charge"]
     shown = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
@@ -390,8 +391,7 @@ def main() -> None:
         return
     hog, runs, pace, *names = sys.argv[1:]
     until = time.monotonic() + float(os.environ.get("MINUTES", "inf")) * 60
-    if os.environ.get("COST") == "1":
-        BPF_STATS.write_text("1")
+    BPF_STATS.write_text(COST)  # also off again: an instance is used for many measurements
     for number in range(int(runs)):
         if time.monotonic() > until:
             break

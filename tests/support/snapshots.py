@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from memory_world import MIB
 
 from agentrun.controller.decisions import decide
-from agentrun.controller.model import Bound, Call, Decision, Domain, Held, Memory, Snapshot
+from agentrun.controller.model import Action, Bound, Call, Decision, Domain, Held, Memory, Snapshot
 
 RANKS = st.sampled_from([(100, 50), (100, 100), (100, 200), (200, 100), (300, 100)])
 DOMAINS = ("pod", "host")
@@ -63,6 +63,13 @@ def play(story: list[Snapshot]) -> Iterator[tuple[Snapshot, Memory, Decision]]:
         decision = decide(snapshot, memory)
         yield snapshot, memory, decision
         memory = decision.memory
+
+
+def acted(snapshot: Snapshot, decision: Decision) -> Iterator[tuple[Action, Call]]:
+    """What is done, each with the call that it is done to."""
+    by_key = {call.key: call for call in snapshot.calls}
+    for action in decision.actions:
+        yield action, by_key[action.key]
 
 
 def is_frozen(memory: Memory, key: str) -> bool:

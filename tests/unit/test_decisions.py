@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 from memory_world import HIGH, LIMIT, LOW, MIB, Actor, Churning, World, scene
 
+from agentrun.controller import rules
 from agentrun.controller.decisions import STARVE_S, decide
 from agentrun.controller.model import Action, Bound, Call, Domain, Held, Memory, Snapshot
 
@@ -219,3 +220,16 @@ def test_guards_follow_a_call_by_few_writes(rate):
         times = [when for when, action in world.done if action.what == "limit" and action.key == actor.key]
         most = max((sum(at <= t < at + 1 for t in times) for at in times), default=0)
         assert most <= 5, (actor.key, most)
+
+
+@pytest.mark.parametrize(
+    ("limit", "rate", "left"),
+    [
+        (100 * MIB, 0, 3 * MIB),
+        (1600 * MIB, 0, 32 * MIB),
+        (6400 * MIB, 0, 96 * MIB),
+        (100 * MIB, 1000 * MIB, 30 * MIB),
+    ],
+)
+def test_a_small_limit_keeps_more_for_the_time_that_a_killed_call_takes_to_go(limit, rate, left):
+    assert rules.critical_of(limit, rate) == pytest.approx(left)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_world import LOW, MIB, Actor, World
-from snapshots import RANKS, is_frozen, play, stories
+from snapshots import RANKS, acted, is_frozen, play, stories
 
 from agentrun.controller import rules
 from agentrun.controller.decisions import STARVE_S, decide, effective
@@ -29,11 +29,9 @@ def test_nobody_is_frozen_in_the_step_that_lets_a_starved_one_after_him_go():
 @given(stories())
 def test_nobody_is_frozen_while_one_after_him_runs_and_the_first_never(story):
     for snapshot, _, decision in play(story):
-        by_key = {call.key: call for call in snapshot.calls}
-        for action in decision.actions:
+        for action, call in acted(snapshot, decision):
             if action.what != "freeze":
                 continue
-            call = by_key[action.key]
             for domain in call.domains:
                 inside = sorted(
                     (c for c in snapshot.calls if domain in c.domains), key=lambda c: c.precedence
@@ -72,9 +70,7 @@ def test_changes_are_bounded_and_nobody_starves(story):
 @given(stories())
 def test_no_limit_is_above_the_plan_and_none_dies_for_an_equal(story):
     for snapshot, before, decision in play(story):
-        by_key = {call.key: call for call in snapshot.calls}
-        for action in decision.actions:
-            call = by_key[action.key]
+        for action, call in acted(snapshot, decision):
             if action.what == "limit" and call.soft is not None:
                 assert action.value is not None and call.ceiling is not None
                 assert action.value <= (max(call.ceiling, call.soft) if call.adaptive else call.soft)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from inside import TAKE, begin, remove
 from runtimes import CGROUP, wait_for
 
 from agentrun import mrelease
@@ -19,27 +19,7 @@ MIB = 1 << 20
 HELD = 200
 LONG_S = 20  # with a ten thousandth of a CPU it has not ended after two minutes
 TOP = CGROUP / "agentrun-mrelease"
-TAKE = """
-import sys, time
-open(sys.argv[1] + "/cgroup.procs", "w").write("0")
-held = bytearray(b"x") * (int(sys.argv[2]) << 20)
-print("there", flush=True)
-time.sleep(1000)
-"""
-BURN = """
-import sys
-open(sys.argv[1] + "/cgroup.procs", "w").write("0")
-print("there", flush=True)
-while True: pass
-"""
-
-
-def begin(script: str, cgroup: Path, *arguments: str) -> subprocess.Popen[str]:
-    """A process in a cgroup, once it has said so."""
-    command = [sys.executable, "-c", script, str(cgroup), *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout and process.stdout.readline() == "there\n"
-    return process
+BURN = 'print("there", flush=True)\nwhile True: pass\n'
 
 
 @pytest.fixture
@@ -47,21 +27,16 @@ def busy(host) -> Iterator[Path]:
     """A cgroup of the least weight beside one that wants every CPU four times over."""
     made: list[subprocess.Popen[str]] = []
     burners, victim = TOP / "burners", TOP / "victim"
-    for path in (TOP, burners, victim):
-        path.mkdir()
-        if path is TOP:
-            (TOP / "cgroup.subtree_control").write_text("+memory +cpu")
+    TOP.mkdir()
+    (TOP / "cgroup.subtree_control").write_text("+memory +cpu")
+    burners.mkdir()
+    victim.mkdir()
     (burners / "cpu.weight").write_text("10000")
     try:
         made += [begin(BURN, burners) for _ in range(4 * (os.cpu_count() or 1))]
         yield victim
     finally:
-        (TOP / "cgroup.kill").write_text("1")
-        for process in made:
-            process.communicate()
-        wait_for(lambda: "populated 0" in (TOP / "cgroup.events").read_text(), "all to be dead")
-        for path in (burners, victim, TOP):
-            os.rmdir(path)
+        remove(TOP, made)
 
 
 def seconds_until_given_back(victim: Path, kill: Callable[[Cgroup], object]) -> float:
@@ -80,7 +55,7 @@ def seconds_until_given_back(victim: Path, kill: Callable[[Cgroup], object]) -> 
     took = time.monotonic() - began
     (victim / "cgroup.freeze").write_text("0")
     (victim / "cpu.weight").write_text("10000")
-    process.communicate(timeout=120)
+    process.wait(timeout=120)
     return took
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from runtimes import CGROUP, LOG, require, run, wait_for
+from inside import TAKE, begin, remove
+from runtimes import CGROUP, LOG, require, run
 
 from agentrun.bpf import modules, pins, snapshot, syscall, types
 from agentrun.controller.snapshot import Member
@@ -23,14 +23,6 @@ BUDGET = Path(__file__).parents[2] / "bpf/budget.json"
 TOP = CGROUP / "agentrun-snapshot"
 MIB = 1 << 20
 STARTED: list[subprocess.Popen[str]] = []
-# Joins a cgroup, takes so many MiB, and stays.
-TAKE = """
-import sys, time
-open(sys.argv[1] + "/cgroup.procs", "w").write("0")
-held = [bytearray(b"x") * (1 << 20) for _ in range(int(sys.argv[2]))]
-print("there", flush=True)
-time.sleep(1000)
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -42,12 +34,8 @@ def loaded(host) -> Iterator[None]:
     TOP.mkdir()
     (TOP / "cgroup.subtree_control").write_text("+memory")
     yield
-    (TOP / "cgroup.kill").write_text("1")
-    wait_for(lambda: "populated 0" in (TOP / "cgroup.events").read_text(), "all to be dead")
-    while STARTED:
-        STARTED.pop().wait()
-    for folder, _, _ in os.walk(TOP, topdown=False):
-        os.rmdir(folder)
+    remove(TOP, STARTED)
+    STARTED.clear()
     modules.unload(PATHS, snapshot.MODULE)
 
 
@@ -65,11 +53,7 @@ def made(name: str, mebibytes: int = 0, high: str = "") -> Path:
     if high:
         (path / "memory.high").write_text(high)
     if mebibytes:
-        command = [sys.executable, "-c", TAKE, str(path), str(mebibytes)]
-        STARTED.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
-        told = STARTED[-1].stdout
-        assert told is not None and told.readline() == "there\n"
-        told.close()
+        STARTED.append(begin(TAKE, path, str(mebibytes)))
     return path
 
 

@@ -88,7 +88,10 @@ bench-isolation: $(VENV_STAMP) ## HIGH against LOW in eight arms, in the test VM
 	$(VENV)/bin/python tests/bench/isolation.py
 
 bench-scx: bpf ## the CPU scheduler against EEVDF, in the test VM
-	$(VM) run --name bench-scx --tcg-thread single -- python3 -m pytest -s -m figures tests/integration/test_scx.py
+	$(VM) run --name bench-scx --tcg-thread single -- \
+		python3 -m pytest -s -m "figures and not counted" tests/integration/test_scx.py
+	$(VM) run --name bench-scx-counted --smp 1 --tcg-thread counted -- \
+		python3 -m pytest -s -m counted tests/integration/test_scx.py
 
 $(VENV_STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV) 2>/dev/null || { { apt-get install -y -q python3-venv || \

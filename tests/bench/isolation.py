@@ -3,6 +3,7 @@
 make bench-isolation OUT=runs.jsonl             all mixes and arms, 10 seeds or 38 minutes
 make bench-isolation QUICK=1                    five minutes; fails where the arms are not in their order
 make bench-isolation TRACES=DIR                 recorded traces; stand-ins are synthesised without
+make bench-isolation CLOCK=counted              one CPU whose clock counts instructions (tests/vm/README.md)
 also: SEEDS=N FIRST=SEED MINUTES=M MIXES=a-1100,b ARMS=bare,agentrun-adaptive VM_NAME=NAME
 """
 
@@ -20,6 +21,7 @@ from isolation_table import aims, ordering_problems, table
 ROOT = Path(__file__).parents[2]
 GUEST_OUT, GUEST_TRACES = "/root/isolation.jsonl", "/root/isolation-traces"
 QUICK = {"SEEDS": "2", "MINUTES": "5", "MIXES": "a-1100", "DENSITY": "0"}
+CLOCKS = {"host": [], "counted": ["--smp", "1", "--tcg-thread", "counted"]}
 QUICK["ARMS"] = "bare,static-max,user-freezer,agentrun-cgroup,agentrun-adaptive"
 
 
@@ -73,7 +75,7 @@ def run_in_vm() -> bytes:
     folder = os.environ.get("TRACES")
     vm("build")
     try:
-        vm("up", *instance)
+        vm("up", *instance, *CLOCKS[setting("CLOCK", "host")])
         if folder:
             send_traces(instance, Path(folder))
         vm("ssh", *instance, "--", f": >{GUEST_OUT}")
@@ -97,7 +99,8 @@ def revision() -> str:
 def main() -> None:
     """Run, write OUT, print the table, and with QUICK=1 check the order of the arms."""
     made_of = revision()
-    rows = [{**json.loads(line), "revision": made_of} for line in run_in_vm().splitlines()]
+    said = {"revision": made_of, "clock": setting("CLOCK", "host")}
+    rows = [{**json.loads(line), **said} for line in run_in_vm().splitlines()]
     out = Path(os.environ.get("OUT") or tempfile.gettempdir() + "/isolation.jsonl")
     out.write_text("".join(json.dumps(row) + "\n" for row in rows))
     print(table(rows), aims(rows), sep="\n\n")

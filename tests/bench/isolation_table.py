@@ -1,7 +1,7 @@
 """Pure: the table of docs/evaluation.md from the rows of `make bench-isolation`, and what QUICK=1 checks.
 
-`python3 tests/bench/isolation_table.py FILE [--write]` prints the tables of a file of rows, and puts them
-into the page.
+`python3 tests/bench/isolation_table.py FILE [SECTION]` prints the tables of a file of rows, and puts them in
+that section of the page (`isolation`, `isolation-counted`).
 """
 
 from __future__ import annotations
@@ -148,13 +148,13 @@ def ordering_problems(rows: Sequence[Row]) -> list[str]:
     return problems
 
 
-def main(source: str, *options: str) -> None:
-    """Print the tables of a file of rows; `--write` puts them into the page."""
+def main(source: str, section: str | None = None) -> None:
+    """Print the tables of a file of rows, and put them into a section of the page."""
     found = [json.loads(line) for line in Path(source).read_text().splitlines()]
     text = f"{table(found)}\n\n{aims(found)}"
     print(text)
-    if "--write" in options:
-        write_between(PAGE, "isolation", text)
+    if section:
+        write_between(PAGE, section, text)
 
 
 if __name__ == "__main__":

@@ -222,7 +222,8 @@ for _ in range(int(sys.argv[1])):
 print(time.perf_counter() - before)
 """,
 }
-LOAD_S = 4.0  # of each load, alone
+LOAD_S = 2.0  # of each load, alone
+SWITCH_S = 5.0  # agentrund has started: that is once a boot, and half a second of a CPU
 
 
 def quiet(*command: str) -> None:
@@ -259,6 +260,7 @@ def switch(*, on: bool) -> None:
     """All of agentrun that is there without a call: agentrund, and the BPF programs."""
     quiet("systemctl", "start" if on else "stop", "agentrund")
     quiet("agentrunctl", "bpf", "load" if on else "unload")
+    time.sleep(SWITCH_S)
 
 
 def run_load(execute: list[str], script: str, size: int) -> float:

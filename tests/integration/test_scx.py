@@ -2,6 +2,8 @@
 
 Times in the VM are emulated: what is compared is a ratio within one test, the median of interleaved rounds.
 Figures are printed; `-s` shows them. Loads and unloads schedulers often: run the VM with --tcg-thread single.
+Those marked `counted` are of milliseconds and of a few percent, which only a guest's clock that counts
+instructions can tell: --smp 1 --tcg-thread counted (with one CPU; see tests/vm/README.md).
 """
 
 from __future__ import annotations
@@ -41,10 +43,15 @@ def eevdf() -> Iterator[None]:
     require(missing())
     # khugepaged is nice 19: preempted in an RCU reader under full load it holds up every load for minutes
     KHUGEPAGED.write_text("0")
-    scx.unload(PATHS)
+    take_out()
     yield
+    take_out()
+
+
+def take_out() -> None:
+    """Back to EEVDF. The kernel gets to it a little after the link is gone, where CPUs are busy."""
     scx.unload(PATHS)
-    assert not scx.state().enabled
+    wait_for(lambda: not scx.state().enabled, "EEVDF")
 
 
 @contextlib.contextmanager
@@ -55,7 +62,7 @@ def scheduler(**knobs: int) -> Iterator[None]:
         yield
         assert scx.state().ours, scx.last_exit()
     finally:
-        scx.unload(PATHS)
+        take_out()
 
 
 def compare(measure: Callable[[], float], rounds: int = 3) -> tuple[float, float]:
@@ -135,6 +142,7 @@ def test_weight_changed_while_it_runs_takes_effect():
 
 
 @pytest.mark.figures
+@pytest.mark.counted
 def test_agent_wakes_at_least_twice_as_fast_under_load():
     with cpuload.tree("scx-wake", {"agentrun-agent": 100, "calls": 100}) as groups:
 
@@ -154,9 +162,11 @@ def test_agent_wakes_at_least_twice_as_fast_under_load():
 
 
 @pytest.mark.figures
+@pytest.mark.counted
 @pytest.mark.parametrize(
     ("what", "code", "amount"),
-    [("a CPU burn", cpuload.COUNT, 3_000_000), ("a fork and exec storm", cpuload.SPAWN, 150)],
+    [("a CPU burn", cpuload.COUNT, 3_000_000), ("a fork and exec storm", cpuload.SPAWN, 1500)],
+    ids=["burn", "storm"],
 )
 def test_throughput_without_contention_is_that_of_eevdf(what, code, amount):
     with cpuload.tree("scx-alone", {"a": 100}) as groups:
@@ -166,8 +176,7 @@ def test_throughput_without_contention_is_that_of_eevdf(what, code, amount):
 
         before, ours = compare(measure, rounds=5)
     report(f"{what} alone, s", before, ours)
-    # The aim is 3 %; two runs of EEVDF in this VM differ by more.
-    assert ours <= before * 1.15
+    assert ours <= before * 1.03
 
 
 @pytest.mark.figures

@@ -83,9 +83,10 @@ def _add_hardware(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mem", default=MEM, help=f"memory (default {MEM}){other}")
     parser.add_argument(
         "--tcg-thread",
-        choices=("multi", "single"),
+        choices=("multi", "single", "counted"),
         default="multi",
-        help="emulator threads; single is slower but safer when schedulers are loaded often",
+        help="emulator threads; single is slower but safer when schedulers are loaded often; counted is "
+        "single, with a clock that counts the guest's instructions: for figures" + other,
     )
 
 

@@ -178,7 +178,8 @@ def _start(instance: Instance, image: Image, hardware: Hardware) -> State:
     # The overlay names its backing file relative to itself.
     (directory / "base.qcow2").symlink_to(image.base)
     try:
-        can_restore = (hardware.smp, hardware.mem) == (SMP, MEM)
+        # The snapshot's clock is the host's: one that counts would be taken for a broken TSC.
+        can_restore = (hardware.smp, hardware.mem) == (SMP, MEM) and not hardware.is_counted
         state = _restore(instance, image, hardware) if can_restore else None
         if state is None:
             state = _cold_boot(instance, image, hardware)

@@ -16,12 +16,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+from clocks import CLOCKS
 from isolation_table import aims, ordering_problems, table
 
 ROOT = Path(__file__).parents[2]
 GUEST_OUT, GUEST_TRACES = "/root/isolation.jsonl", "/root/isolation-traces"
 QUICK = {"SEEDS": "2", "MINUTES": "5", "MIXES": "a-1100", "DENSITY": "0"}
-CLOCKS = {"host": [], "counted": ["--smp", "1", "--tcg-thread", "counted"]}
 QUICK["ARMS"] = "bare,static-max,user-freezer,agentrun-cgroup,agentrun-adaptive"
 
 

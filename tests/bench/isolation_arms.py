@@ -29,14 +29,14 @@ classes:
   work: {memory: {max: 90%}, pids: {max: 512}}
 tiers:
   high: {cpu: {weight: 400}, priority: 300}
-  low: {cpu: {weight: 25}}
+  low: {cpu: {weight: 5}}
 sessions:
   - {name: tier by annotation, match: {annotation: {agentrun.dev/tier: "*"}}, annotations: [tier]}
 agent:
   memory: {min: 32M, low: 50%}
 """
 ADAPTIVE = POLICY.replace(
-    "low: {cpu: {weight: 25}}", "low: {cpu: {weight: 25}, admission: {wait: 10s, then: start}}"
+    "low: {cpu: {weight: 5}}", "low: {cpu: {weight: 5}, admission: {wait: 10s, then: start}}"
 ).replace("max: 90%}", "max: 90%, learned: true}")
 
 

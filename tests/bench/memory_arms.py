@@ -3,7 +3,8 @@
     RUNS=20 python3 tests/bench/memory_arms.py [PACE ...]     # paced, unpaced, burst, late
 
 ARMS=alone,controller chooses some; MINUTES=30 bounds each pace: no run begins after that. GO_ON=1 adds to the
-runs that are kept already. COST=1: see memory_guest.py.
+runs that are kept already. COST=1: see memory_guest.py. CLOCK=counted: the VM's clock counts instructions
+(tests/vm/README.md); the table is another one of the page.
 Compiles the workload here (the guest has no compiler), runs `memory_guest.py` in the test VM, all arms
 interleaved, and keeps every run in `build/memory-PACE.jsonl`.
 """
@@ -21,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from clocks import CLOCKS
 from page import write_between
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +36,7 @@ ARMS = {
     "burst": ["alone", "max-only", "static-high", *YIELDING],
     "late": ["late-max-only", "late-controller"],
 }
-SETTINGS = ("ARMS", "MINUTES", "GO_ON", "COST")
+SETTINGS = ("CLOCK", "ARMS", "MINUTES", "GO_ON", "COST")
 GUEST_SETTINGS = {"MINUTES": "inf", "COST": "0"}
 HEADER = (
     "| arm | runs | OOM | HIGH lost | HIGH P50 / P95 / P99 ms | P95 to alone | HIGH done s | LOW done s "
@@ -135,16 +137,18 @@ def row(arm: str, runs: list[dict[str, Any]], alone: dict[int, float]) -> str:
 def main(show: Callable[[str], None] = print) -> None:
     """Measure and write."""
     runs, instance = int(os.environ.get("RUNS", "20")), os.environ.get("INSTANCE", "memory")
+    clock = os.environ.get("CLOCK", "host")
     with tempfile.TemporaryDirectory() as folder:
         hog = compile_hog(Path(folder))
-        subprocess.run([*VM, "up", "--name", instance], cwd=ROOT, check=True)
+        subprocess.run([*VM, "up", "--name", instance, *CLOCKS[clock]], cwd=ROOT, check=True)
         subprocess.run([*VM, "cp", "--name", instance, hog, ":/root/hog"], cwd=ROOT, check=True)
     for pace in sys.argv[1:] or list(ARMS):
         text = table(measure(instance, pace, runs))
         when = time.strftime("%Y-%m-%d", time.gmtime())
         how = "".join(f"{name}={os.environ[name]} " for name in SETTINGS if name in os.environ)
+        section = pace if clock == "host" else f"{pace}-{clock}"
         write_between(
-            PAGE, pace, f"{text}\n\n{when}, `{how}RUNS={runs} python3 tests/bench/memory_arms.py {pace}`"
+            PAGE, section, f"{text}\n\n{when}, `{how}RUNS={runs} python3 tests/bench/memory_arms.py {pace}`"
         )
         show(text)
 

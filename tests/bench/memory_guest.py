@@ -39,7 +39,7 @@ SETTLE_S = 1.5  # from the start of the calls until they begin to take memory
 LATE_HOLD_MS = 15_000
 DAEMON = "import sys; sys.path.insert(0, {tree!r}); from agentrun.daemon import main; main()"
 RANKS = {"high": [300, 100], "low1": [100, 100], "low2": [100, 100]}
-WEIGHTS = {"high": "400", "low1": "25", "low2": "25"}  # as configs/policy/multi-tenant.yaml has them
+WEIGHTS = {"high": "400", "low1": "25", "low2": "25"}  # of the containers
 
 
 @dataclass(frozen=True)

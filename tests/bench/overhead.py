@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from clocks import CLOCKS
 from page import write_between
 
 ROOT = Path(__file__).parents[2]
@@ -28,8 +29,6 @@ RESULTS = ROOT / "build/overhead.jsonl"
 GUEST = "tests/bench/overhead_guest.py"
 MARK = "overhead"
 VM_TOOL = "tests/vm/vm"
-# Two runs in the usual VM differ by 30 %.
-COUNTED = ["--smp", "1", "--tcg-thread", "counted"]
 
 
 def measure(command: list[str], where: str) -> list[dict[str, Any]]:
@@ -107,7 +106,7 @@ def main(show: Callable[[str], None] = print) -> None:
     seconds, runs, pairs = (os.environ.get(name, default) for name, default in SETTINGS)
     instance = os.environ.get("INSTANCE", "overhead")
     vm = [VM_TOOL, "run", "--name", instance, "--", "python3", GUEST]
-    counted_vm = [VM_TOOL, "run", "--name", f"{instance}-counted", *COUNTED, "--", "python3", GUEST]
+    counted_vm = [VM_TOOL, "run", "--name", f"{instance}-counted", *CLOCKS["counted"], "--", "python3", GUEST]
     results: list[dict[str, Any]] = []
     if "idle" in parts and "native" in places:
         results += measure([sys.executable, GUEST, "idle", seconds, runs], "native")

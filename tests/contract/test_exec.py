@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+OURS = f"0 {os.nice(0)}"  # SCHED_OTHER, and how nice these tests were started
 PROCESS = {"args": ["pytest", "-x"], "env": ["PATH=/bin", "AGENTRUN_INTENT=memory=64m"], "cwd": "/"}
 
 
@@ -76,9 +77,9 @@ def test_process_document_tells_a_narrower_call_about_its_machine(box, tmp_path)
 @pytest.mark.parametrize(
     ("asked", "own", "inherited"),
     [
-        ([], {}, "0 0"),
+        ([], {}, OURS),
         (["AGENTRUN_INTENT=priority=low"], {}, f"{os.SCHED_BATCH} 10"),
-        (["AGENTRUN_INTENT=priority=low"], {"scheduler": {"policy": "SCHED_OTHER"}}, "0 0"),
+        (["AGENTRUN_INTENT=priority=low"], {"scheduler": {"policy": "SCHED_OTHER"}}, OURS),
     ],
 )
 def test_backend_hands_down_what_a_call_of_low_priority_is_scheduled_by(box, tmp_path, asked, own, inherited):

@@ -6,7 +6,7 @@ ARMS=alone,controller chooses some; MINUTES=30 bounds each pace: no run begins a
 runs that are kept already. COST=1: see memory_guest.py. CLOCK=counted: the VM's clock counts instructions
 (tests/vm/README.md); the table is another one of the page.
 Compiles the workload here (the guest has no compiler), runs `memory_guest.py` in the test VM, all arms
-interleaved, and keeps every run in `build/memory-PACE.jsonl`.
+interleaved, and keeps every run in `build/memory-SECTION.jsonl`.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ def compile_hog(folder: Path) -> Path:
     return hog
 
 
-def measure(instance: str, pace: str, runs: int) -> list[dict[str, Any]]:
-    """All runs of one pace, from the guest."""
+def measure(instance: str, pace: str, runs: int, section: str) -> list[dict[str, Any]]:
+    """All runs of one pace, from the guest; each is kept under the name of the table's section."""
     arms = os.environ["ARMS"].split(",") if os.environ.get("ARMS") else ARMS[pace]
     guest_pace = "unpaced" if pace == "late" else pace
     settings = [f"--env={name}={os.environ.get(name, default)}" for name, default in GUEST_SETTINGS.items()]
     command = ["python3", "tests/bench/memory_guest.py", "/root/hog", str(runs), guest_pace, *arms]
     (ROOT / "build").mkdir(exist_ok=True)
-    file = ROOT / f"build/memory-{pace}.jsonl"
+    file = ROOT / f"build/memory-{section}.jsonl"
     goes_on = os.environ.get("GO_ON") == "1" and file.exists()
     rows = [json.loads(line) for line in file.read_text().splitlines()] if goes_on else []
     first = max((row["run"] + 1 for row in rows), default=0)
@@ -143,10 +143,10 @@ def main(show: Callable[[str], None] = print) -> None:
         subprocess.run([*VM, "up", "--name", instance, *CLOCKS[clock]], cwd=ROOT, check=True)
         subprocess.run([*VM, "cp", "--name", instance, hog, ":/root/hog"], cwd=ROOT, check=True)
     for pace in sys.argv[1:] or list(ARMS):
-        text = table(measure(instance, pace, runs))
+        section = pace if clock == "host" else f"{pace}-{clock}"
+        text = table(measure(instance, pace, runs, section))
         when = time.strftime("%Y-%m-%d", time.gmtime())
         how = "".join(f"{name}={os.environ[name]} " for name in SETTINGS if name in os.environ)
-        section = pace if clock == "host" else f"{pace}-{clock}"
         write_between(
             PAGE, section, f"{text}\n\n{when}, `{how}RUNS={runs} python3 tests/bench/memory_arms.py {pace}`"
         )

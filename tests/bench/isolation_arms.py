@@ -35,9 +35,9 @@ sessions:
 agent:
   memory: {min: 32M, low: 50%}
 """
-ADAPTIVE = POLICY.replace(
-    "low: {cpu: {weight: 5}}", "low: {cpu: {weight: 5}, admission: {wait: 10s, then: start}}"
-).replace("max: 90%}", "max: 90%, learned: true}")
+ADAPTIVE = POLICY.replace("low: {", "low: {admission: {wait: 10s, then: start}, ").replace(
+    "max: 90%}", "max: 90%, learned: true}"
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/enforcement-memory.md"
 VM = ["tests/vm/vm"]
 # Those that need our scheduler stand together: to load it takes longer than a run.
-YIELDING = ["polling-weights", "controller", "controller-bpf", "park-timer", "park-hook"]
+YIELDING = ["polling-weights", "controller", "controller-bpf", "controller-park", "park-timer", "park-hook"]
 ARMS = {
     "paced": ["alone", "max-only", "static-high", *YIELDING],
     "unpaced": ["alone", "max-only", "static-high", *YIELDING],

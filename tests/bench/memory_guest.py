@@ -75,13 +75,14 @@ class Arm:
     static_high: bool = False
     helper: str = ""  # polling, controller, park-timer, park-hook
     told: bool = False  # the kernel wakes the controller (the BPF module mempressure)
+    marked: bool = False  # and our scheduler parks whom that module marks
     weights: bool = False
     late: bool = False  # HIGH comes when LOW has taken all it wants
 
     @property
     def parks(self) -> bool:
         """Whether it needs our scheduler."""
-        return self.helper in ("park-timer", "park-hook", "scheduler")
+        return self.marked or self.helper in ("park-timer", "park-hook", "scheduler")
 
 
 ARMS = {
@@ -95,6 +96,7 @@ ARMS = {
         Arm("weights-only", weights=True),
         Arm("controller", helper="controller", weights=True),
         Arm("controller-bpf", helper="controller", weights=True, told=True),
+        Arm("controller-park", helper="controller", weights=True, told=True, marked=True),
         Arm("park-timer", helper="park-timer", weights=True),
         Arm("park-hook", helper="park-hook", weights=True),
         Arm("scheduler-only", helper="scheduler", weights=True),
@@ -322,6 +324,10 @@ def helper(scene: Scene) -> Iterator[dict[str, Any]]:
     else:
         yield used
         return
+    if scene.arm.marked:
+        Path(scene.paths.config).parent.mkdir(parents=True)
+        Path(scene.paths.config).write_text("version = 1\nparking = true\n")
+        scx.load(scene.paths, {"parking": 1})
     if scene.arm.told:
         modules.load(scene.paths, mempressure.MODULE)
     process = subprocess.Popen(command, env={**os.environ, "AGENTRUN_ROOT": str(scene.folder)})
@@ -338,6 +344,8 @@ def helper(scene: Scene) -> Iterator[dict[str, Any]]:
         used["helper_wall_s"] = round(time.monotonic() - began, 3)
         process.terminate()
         process.wait(timeout=30)
+        if scene.arm.marked:
+            used["scheduler"] = scx.state().name
         if scene.arm.told:
             used |= cost_of_charges()
             modules.unload(scene.paths, mempressure.MODULE)

@@ -207,21 +207,53 @@ agent:
 """
 ROOTFS = "/var/lib/agentrun-vm/rootfs/agentbox"
 PARENT = Path("/sys/fs/cgroup/agentrun-overhead")
+# Each with a size to begin with; the smallest process that there is, and one as tools are.
 LOADS = {
-    "CPU-bound": """
+    "CPU-bound": (
+        300_000,
+        """
 import sys, time
 before, total = time.perf_counter(), 0
 for i in range(int(sys.argv[1])):
     total += i
 print(time.perf_counter() - before)
 """,
-    "fork/exec-bound": """
+    ),
+    "page-fault-bound": (
+        3,
+        """
+import mmap, sys, time
+size = 16 << 20
+content = b"x" * size
+before = time.perf_counter()
+for _ in range(int(sys.argv[1])):
+    with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+        memory.write(content)
+print(time.perf_counter() - before)
+""",
+    ),
+    "fork/exec-bound (/bin/true)": (
+        100,
+        """
 import os, sys, time
 before = time.perf_counter()
 for _ in range(int(sys.argv[1])):
     os.waitpid(os.posix_spawn("/bin/true", ["true"], {}), 0)
 print(time.perf_counter() - before)
 """,
+    ),
+    "fork/exec-bound (Python programs)": (
+        2,
+        """
+import os, sys, time
+command = ["python3", "-c", "import json, re, subprocess, unittest"]
+before = time.perf_counter()
+for _ in range(int(sys.argv[1])):
+    os.waitpid(os.posix_spawn(sys.executable, command, os.environ), 0)
+print(time.perf_counter() - before)
+""",
+    ),
 }
 LOAD_S = 1.0  # of each load, alone
 SWITCH_S = 5.0  # agentrund has started: that is once a boot, and half a second of a CPU
@@ -292,14 +324,14 @@ def load(pairs: int) -> Iterator[dict[str, Any]]:
             "agentrun": stack.enter_context(box("agentrun-crun", "overhead-agentrun", folder / "agentrun")),
         }
         sizes = {
-            name: int(start * LOAD_S / run_load(arms["bare"], LOADS[name], start))
-            for name, start in (("CPU-bound", 300_000), ("fork/exec-bound", 100))
+            name: max(1, int(start * LOAD_S / run_load(arms["bare"], script, start)))
+            for name, (start, script) in LOADS.items()
         }
         for number in range(pairs):
             took: dict[str, dict[str, float]] = {name: {} for name in LOADS}
             for arm in ("bare", "agentrun") if number % 2 else ("agentrun", "bare"):
                 switch(on=arm == "agentrun")
-                for name, script in LOADS.items():
+                for name, (_, script) in LOADS.items():
                     took[name][arm] = run_load(arms[arm], script, sizes[name])
             for name, seconds in took.items():
                 yield {"part": "load", "load": name, "size": sizes[name], "pair": number, **seconds}

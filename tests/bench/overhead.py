@@ -4,8 +4,8 @@
     also: SECONDS=60 RUNS=3 PAIRS=10 WHERE=native,vm INSTANCE=overhead
 
 `idle` runs `overhead_guest.py` on this machine, which needs a cgroup2 mount, and in the test VM; `load`
-needs a runtime and runs in a VM whose clock counts instructions. Results are kept in `build/overhead.jsonl`,
-from which the table is made.
+needs a runtime and runs in a VM whose clock counts instructions. Results are kept in
+`docs/data/overhead.jsonl`, from which the table is made.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from page import write_between
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/evaluation.md"
-RESULTS = ROOT / "build/overhead.jsonl"
+RESULTS = ROOT / "docs/data/overhead.jsonl"
 GUEST = "tests/bench/overhead_guest.py"
 MARK = "overhead"
 VM_TOOL = "tests/vm/vm"

@@ -33,6 +33,7 @@ SLOW_TICK_S = 0.1
 CALM_S = 0.25
 _SLACK_RATE = 0.05  # of the limit per second: growth that is always reckoned with
 _UNKNOWN_RATE = 1 << 30
+_LATE = 0.1  # of the reserve, which may be gone before the first one is frozen
 _RATE_WEIGHT = 0.5
 _SOFTEN_FACTOR = 1.25
 _SOFTEN_S = 0.1
@@ -278,19 +279,29 @@ def _rate(situation: Situation) -> float:
     return max(situation.total.rate, least)
 
 
+def _gap(situation: Situation) -> float:
+    """What may be taken before there is something to do, in bytes: somebody to freeze, or to kill.
+
+    To be a little late for the freeze costs little of a reserve. Without that tolerance HIGH, at rest on
+    the edge of it, was looked at a hundred times a second.
+    """
+    headroom, reserve, first = situation.domain.headroom, situation.reserve, situation.calls[0].rank
+    may_freeze = any(call.rank != first and situation.runs(call) for call in situation.calls)
+    if not may_freeze or headroom <= reserve:
+        return headroom
+    return max(headroom - reserve, reserve * _LATE)
+
+
 def _look_again(situations: Iterable[Situation], memory: Memory) -> float | None:
     """When to look again without being woken: the sooner, the sooner something could happen."""
     wait: float | None = None
     for situation in situations:
-        domain = situation.domain
         growing = any(situation.grows(call) for call in situation.calls) or situation.is_growing(
             situation.others
         )
         frozen = any(memory.held[call.key].frozen_at is not None for call in situation.calls)
         own = SLOW_TICK_S if frozen else CALM_S
         if growing:
-            gap = domain.headroom - situation.reserve
-            gap = gap if gap > 0 else domain.headroom
-            own = min(own, max(gap / _rate(situation) / 4, TICK_S))
+            own = min(own, max(_gap(situation) / _rate(situation) / 4, TICK_S))
         wait = own if wait is None else min(wait, own)
     return wait

@@ -10,7 +10,7 @@ from memory_world import HIGH, LIMIT, LOW, MIB, Actor, Churning, World, scene
 
 from agentrun.controller import rules
 from agentrun.controller.decisions import STARVE_S, decide
-from agentrun.controller.model import Action, Bound, Call, Domain, Held, Memory, Snapshot
+from agentrun.controller.model import Action, Bound, Call, Domain, Growth, Held, Memory, Snapshot
 
 
 @pytest.mark.parametrize("rate", [10 * MIB, 60 * MIB, 250 * MIB, 600 * MIB])
@@ -233,3 +233,31 @@ def test_guards_follow_a_call_by_few_writes(rate):
 )
 def test_a_small_limit_keeps_more_for_the_time_that_a_killed_call_takes_to_go(limit, rate, left):
     assert rules.critical_of(limit, rate) == pytest.approx(left)
+
+
+@pytest.mark.parametrize(
+    ("left", "low_runs"),
+    [
+        (rules.RESERVE + 0.2, True),
+        (rules.RESERVE + 0.001, True),
+        (rules.RESERVE + 0.001, False),
+        (0.01, True),
+        (0.01, False),
+    ],
+)
+def test_looks_are_as_frequent_as_there_is_something_to_do(left, low_runs):
+    """HIGH grew, and has rested since: only where memory is nearly gone is there a hurry."""
+    held, used = Held(frozen_at=None if low_runs else 9.0, changed_at=9.0), int(LIMIT * (1 - left))
+    memory = Memory(
+        {
+            "high": Growth(100 * MIB, 9.5, 100 * MIB, 9.99),
+            "low": Growth(100 * MIB, 5.0, 100 * MIB, 9.99),
+            "pod": Growth(used, 9.5, used, 9.99),
+        },
+        {"low": held, "high": Held(changed_at=0.0)},
+    )
+    calls = (Call("high", HIGH, 1.0, 100 * MIB, ("pod",)), Call("low", LOW, 2.0, 100 * MIB, ("pod",)))
+    snapshot = Snapshot(10.0, calls, (Domain("pod", LIMIT, used, 0),))
+    wait = decide(snapshot, memory).look_again_s
+    assert wait is not None
+    assert (wait >= 0.1) == (left > rules.RESERVE), wait

@@ -207,7 +207,7 @@ agent:
 """
 ROOTFS = "/var/lib/agentrun-vm/rootfs/agentbox"
 PARENT = Path("/sys/fs/cgroup/agentrun-overhead")
-# Each with a size to begin with; the smallest process that there is, and one as tools are.
+# What is run, after the size to begin with. Of processes: the smallest that there is, and such as tools are.
 LOADS = {
     "CPU-bound": (
         300_000,

@@ -285,9 +285,8 @@ def _gap(situation: Situation) -> float:
     To be a little late for the freeze costs little of a reserve. Without that tolerance HIGH, at rest on
     the edge of it, was looked at a hundred times a second.
     """
-    headroom, reserve, first = situation.domain.headroom, situation.reserve, situation.calls[0].rank
-    may_freeze = any(call.rank != first and situation.runs(call) for call in situation.calls)
-    if not may_freeze or headroom <= reserve:
+    headroom, reserve = situation.domain.headroom, situation.reserve
+    if not situation.running_below or headroom <= reserve:
         return headroom
     return max(headroom - reserve, reserve * _LATE)
 

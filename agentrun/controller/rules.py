@@ -78,6 +78,11 @@ class Situation:
         return self.runs(call) and self.is_growing(self.growth[call.key])
 
     @property
+    def running_below(self) -> int:
+        """How many calls of a lower rank than the first run, and could be made to wait."""
+        return sum(1 for call in self.calls if call.rank != self.calls[0].rank and self.runs(call))
+
+    @property
     def reserve(self) -> float:
         """What is kept for those above, in bytes."""
         return reserve_of(self.domain.limit)
@@ -110,8 +115,8 @@ def judge(situation: Situation, wishes: Mapping[str, Wish]) -> list[Call]:
     calls, reserve = situation.calls, situation.reserve
     headroom = situation.domain.headroom - situation.total.rate * REACTION_S
     others_grow = situation.is_growing(situation.others)
-    lower = sum(1 for call in calls if call.rank != calls[0].rank and situation.runs(call))
-    room = max(int(max(headroom - reserve * SCARCE, headroom / 2) / (2 * max(lower, 1))), GUARD_LEAST)
+    sharers = max(situation.running_below, 1)
+    room = max(int(max(headroom - reserve * SCARCE, headroom / 2) / (2 * sharers)), GUARD_LEAST)
     above_grow = equals_grow = False
     held: set[str] = set()
     for index, call in enumerate(calls):

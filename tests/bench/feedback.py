@@ -130,7 +130,8 @@ def engine_rows(engine: str, runtime: str, count: int) -> list[Comparison]:
 def native_rows(count: int) -> list[Comparison]:
     """Calls killed by `agentrunctl kill`, against calls that nothing is told, without any engine."""
     sys.path[:0] = [str(TREE), str(TREE / "tests/support")]
-    from node import Node, cgroup_mount, wait_for
+    from cgroups import cgroup_mount
+    from node import Node, wait_for
 
     mount = cgroup_mount()
     if mount is None:

@@ -24,8 +24,11 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
-from agentrun import calls, fastjson, scx
+import livecalls
+
+from agentrun import calls, scx
 from agentrun.bpf import mempressure, modules
 from agentrun.controller import pressure
 from agentrun.paths import Paths
@@ -37,7 +40,6 @@ PARENT = CGROUP / "agentrun-bench"
 HOLD_MS = 500
 SETTLE_S = 1.5  # from the start of the calls until they begin to take memory
 LATE_HOLD_MS = 15_000
-DAEMON = "import sys; sys.path.insert(0, {tree!r}); from agentrun.daemon import main; main()"
 RANKS = {"high": [300, 100], "low1": [100, 100], "low2": [100, 100]}
 WEIGHTS = {"high": "400", "low1": "25", "low2": "25"}  # of the containers
 
@@ -213,44 +215,34 @@ class Scene:
             time.sleep(0.02)
 
     def start(self, name: str, megabytes: int) -> None:
-        """Start one call as the exec path does: its slot, its cgroup, its first process in it."""
-        cgroup = PARENT / name / "agentrun-calls/call-0"
-        path, state = self.take_slot(name, cgroup)
-        cgroup.mkdir()
+        """Start one call."""
+        hold_ms = LATE_HOLD_MS if self.arm.late and name != "high" else HOLD_MS
+        numbers = [str(number) for number in (megabytes, self.pace.chunk_kb, self.pace.think_us, hold_ms)]
+        command = [self.hog, *numbers, *([str(self.folder / name)] if self.pace.with_file else [])]
+        state = {
+            "id": name,
+            "container": name,
+            "calls": str(PARENT / name / "agentrun-calls"),
+            "rank": RANKS[name],
+        }
+        (self.folder / "runc" / name).mkdir(parents=True)
+        self.processes[name] = livecalls.start(
+            self.paths,
+            state,
+            command,
+            lambda cgroup: self.prepare(name, cgroup),
+            stdin=self.held_back,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def prepare(self, name: str, cgroup: Path) -> None:
+        """What the arm does to a call before it begins."""
         (cgroup / "memory.oom.group").write_text("1")
         if self.parking is not None:
             self.parking.add(cgroup, RANKS[name])
         if self.arm.static_high and name != "high":
             (cgroup / "memory.high").write_text(f"{self.static_high_mb}M")
-        hold_ms = LATE_HOLD_MS if self.arm.late and name != "high" else HOLD_MS
-        numbers = [str(number) for number in (megabytes, self.pace.chunk_kb, self.pace.think_us, hold_ms)]
-        command = [self.hog, *numbers, *([str(self.folder / name)] if self.pace.with_file else [])]
-        script = f'echo $$ >{cgroup}/cgroup.procs; exec "$@"'
-        self.processes[name] = subprocess.Popen(
-            ["sh", "-c", script, "sh", *command], stdin=self.held_back, stdout=subprocess.PIPE, text=True
-        )
-        while "populated 1" not in (cgroup / "cgroup.events").read_text():
-            time.sleep(0.001)
-        ended = subprocess.Popen(["true"])
-        ended.wait()
-        path.with_name(".owner").write_text(fastjson.dumps({**state, "owner": [ended.pid, 1]}))
-        os.rename(path.with_name(".owner"), path)
-
-    def take_slot(self, name: str, cgroup: Path) -> tuple[Path, dict[str, Any]]:
-        """The call's state, as long as the runtime that starts it (we) lives; returns its file and itself."""
-        session = calls.open_calls(self.paths, str(self.folder / "runc"), name)
-        assert session
-        (self.folder / "runc" / name).mkdir(parents=True)
-        state: dict[str, Any] = {
-            "id": name,
-            "container": name,
-            "calls": str(cgroup.parent),
-            "rank": RANKS[name],
-            "start": time.time(),
-        }
-        slot = session.take_slot(state)
-        session.close()
-        return Path(session.where, slot), state
 
     def run(self) -> dict[str, Any]:
         """Start them, wait for them, and tell how each fared."""
@@ -306,13 +298,16 @@ class Scene:
 def helper(scene: Scene) -> Iterator[dict[str, Any]]:
     """The arm's process beside the calls, and what CPU it used (seconds), start-up left out."""
     used: dict[str, Any] = {}
-    tree = str(Path(__file__).parents[2])
     if scene.arm.helper == "polling":
         command = [sys.executable, __file__, "--poll"]
     elif scene.arm.helper == "controller" and "RECORD" in os.environ:
-        command = [sys.executable, f"{tree}/tests/bench/recording_daemon.py", os.environ["RECORD"]]
+        command = [
+            sys.executable,
+            str(livecalls.TREE / "tests/bench/recording_daemon.py"),
+            os.environ["RECORD"],
+        ]
     elif scene.arm.helper == "controller":
-        command = [sys.executable, "-c", DAEMON.format(tree=tree)]
+        command = list(livecalls.DAEMON)
     elif scene.arm.parks:
         scene.parking = Parking(scene.paths, scene.arm.helper)
         try:

@@ -15,24 +15,17 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).parents[1] / "support"))
+
+from cgroups import cgroup_mount
 from pairs import Comparison, compare
 from policy import write_policy
 
-MOUNTS = ("/sys/fs/cgroup/unified", "/sys/fs/cgroup")
-
-
-def cgroup_mount() -> str:
-    """The cgroup2 mount of this machine."""
-    for mount in MOUNTS:
-        if os.path.exists(f"{mount}/cgroup.controllers"):
-            return mount
-    sys.exit("bench: no cgroup2 mount on this machine")
-
 
 @contextlib.contextmanager
-def container(state_root: Path, mount: str) -> Iterator[str]:
+def container(state_root: Path, mount: Path) -> Iterator[str]:
     """What runc would have left of a running container: a cgroup with an init, and a state file."""
-    cgroup = Path(mount) / f"agentrun-bench-{os.getpid()}"
+    cgroup = mount / f"agentrun-bench-{os.getpid()}"
     cgroup.mkdir()
     init = subprocess.Popen(["sleep", "1000000"])
     (cgroup / "cgroup.procs").write_text(str(init.pid))
@@ -72,9 +65,11 @@ def main() -> None:
     """Measure and print."""
     pairs = int(sys.argv[1])
     mount = cgroup_mount()
+    if mount is None:
+        sys.exit("bench: needs root and a cgroup2 mount")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        os.environ.update(AGENTRUN_ROOT=f"{folder}/root", AGENTRUN_CGROUP_ROOT=mount)
+        os.environ.update(AGENTRUN_ROOT=f"{folder}/root", AGENTRUN_CGROUP_ROOT=str(mount))
         agentrun = install(folder)
         true = ("/bin/true", ["/bin/true"])
         results: list[Comparison] = []

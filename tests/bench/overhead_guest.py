@@ -21,14 +21,16 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+
+import livecalls
+from cgroups import cgroup_mount
 
 from agentrun import calls, config
 from agentrun.paths import Paths
 
-MOUNTS = ("/sys/fs/cgroup/unified", "/sys/fs/cgroup")
 BOXES, CALLS = 10, 10  # containers, and calls of each
 SETTLE_S = 20.0  # what is done for calls that are new is over
-DAEMON = "import sys; sys.path.insert(0, {tree!r}); from agentrun.daemon import main; main()"
 IDLE = ("sleep", "1000000")
 BURN = ("sh", "-c", "while :; do :; done")
 LIMITS = {"memory": 1 << 30, "memory_high": 900 << 20, "cpu": 2.0, "pids": 512}
@@ -67,38 +69,20 @@ class Scene:
 
     def call(self, box: Path, *command: str) -> None:
         """One call, as the exec path starts it."""
-        session = calls.open_calls(self.paths, str(self.folder / "runc"), box.name)
-        assert session
-        slot = session.take_slot(
-            {
-                "id": os.urandom(9).hex(),
-                "container": box.name,
-                "calls": str(box / "agentrun-calls"),
-                "rank": [100, 100],
-                "limits": LIMITS,
-                "care": {"feedback": "on", "background": "demote", "stall": None},
-                "start": time.time(),
-            }
-        )
-        where = session.where
-        session.close()
-        cgroup = box / "agentrun-calls" / slot
-        cgroup.mkdir()
-        write(cgroup, FILES)
-        script = f'echo $$ >{cgroup}/cgroup.procs; exec "$@"'
+        state = {
+            "id": os.urandom(9).hex(),
+            "container": box.name,
+            "calls": str(box / "agentrun-calls"),
+            "rank": [100, 100],
+            "limits": LIMITS,
+            "care": {"feedback": "on", "background": "demote", "stall": None},
+        }
         null = subprocess.DEVNULL
-        self.processes.append(subprocess.Popen(["sh", "-c", script, "sh", *command], stdin=null, stderr=null))
-        while "populated 1" not in (cgroup / "cgroup.events").read_text():
-            time.sleep(0.001)
-        self._forget_owner(Path(where, slot))
-
-    def _forget_owner(self, path: Path) -> None:
-        """The runtime that started it, which is this process, is gone."""
-        state = json.loads(path.read_text())
-        ended = subprocess.Popen(["true"])
-        ended.wait()
-        path.with_name(".owner").write_text(json.dumps({**state, "owner": [ended.pid, 1]}))
-        os.rename(path.with_name(".owner"), path)
+        self.processes.append(
+            livecalls.start(
+                self.paths, state, command, lambda cgroup: write(cgroup, FILES), stdin=null, stderr=null
+            )
+        )
 
     def remove(self) -> None:
         """Take everything away."""
@@ -132,13 +116,12 @@ def children(pid: int) -> list[int]:
 @contextlib.contextmanager
 def agentrund(scene: Scene) -> Iterator[int]:
     """agentrund, from when it watches; its pid."""
-    tree = str(Path(__file__).parents[2])
     environment = {
         **os.environ,
         "AGENTRUN_ROOT": str(scene.folder),
         "AGENTRUN_CGROUP_ROOT": str(scene.mount),
     }
-    process = subprocess.Popen([sys.executable, "-c", DAEMON.format(tree=tree)], env=environment)
+    process = subprocess.Popen(livecalls.DAEMON, env=environment)
     deadline = time.monotonic() + 60
     while not calls.is_daemon_alive(scene.paths):
         assert time.monotonic() < deadline and process.poll() is None, "agentrund does not start"
@@ -176,14 +159,6 @@ def idle(mount: Path, burning: int, seconds: float) -> dict[str, Any]:
         "percent": round(sum(used) / wall_s * 100, 3),
         "keeper_s": round(sum(used[1:]), 4),
     }
-
-
-def cgroup_mount() -> Path:
-    """The cgroup2 mount of this machine."""
-    for mount in MOUNTS:
-        if os.path.exists(f"{mount}/cgroup.controllers"):
-            return Path(mount)
-    sys.exit("bench: no cgroup2 mount on this machine")
 
 
 # What a load inside a call loses.
@@ -341,9 +316,12 @@ def main() -> None:
     """Measure, and print each result as it comes."""
     part, number, *rest = sys.argv[1:]
     if part == "idle":
+        mount = cgroup_mount()
+        if mount is None:
+            sys.exit("bench: needs root and a cgroup2 mount")
         for _ in range(int(rest[0]) if rest else 1):
             for burning in (0, 2):
-                print(json.dumps(idle(cgroup_mount(), burning, float(number))), flush=True)
+                print(json.dumps(idle(mount, burning, float(number))), flush=True)
     else:
         for result in load(int(number)):
             print(json.dumps(result), flush=True)

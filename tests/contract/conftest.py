@@ -13,6 +13,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+from node import mount_or_skip
 from node import node as node
 
 HERE = Path(__file__).parent
@@ -112,14 +113,6 @@ class Host:
         self.run("--version")
 
 
-def cgroup_mount() -> Path | None:
-    """A cgroup2 mount where this process may make cgroups."""
-    for mount in (Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup")):
-        if (mount / "cgroup.procs").exists() and os.access(mount, os.W_OK):
-            return mount
-    return None
-
-
 def _python() -> list[str]:
     """The interpreter to install for: ours where the system's has no PyYAML, which compiles policies."""
     has_yaml = subprocess.run(["/usr/bin/python3", "-c", "import yaml"], capture_output=True, check=False)
@@ -156,10 +149,7 @@ def host(installed: Path) -> Host:
 @pytest.fixture(scope="session")
 def cgroup_dir() -> Iterator[Path]:
     """A real cgroup2 directory with a process in it, playing a container's init."""
-    mount = cgroup_mount()
-    require(mount, "needs root and a cgroup2 mount (a hybrid one will do)")
-    assert mount
-    path = mount / f"agentrun-contract-{os.getpid()}"
+    path = mount_or_skip() / f"agentrun-contract-{os.getpid()}"
     path.mkdir()
     yield path
     for folder, _, _ in os.walk(path, topdown=False):

@@ -7,21 +7,18 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from node import wait_for
+from cgroups import placed
+from livecalls import DAEMON
+from node import mount_or_skip, wait_for
 
 from agentrun import calls, release
 from agentrun.paths import Paths
-
-TREE = Path(__file__).parents[2]
-MOUNTS = (Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup"))
-RUN = f"import sys; sys.path.insert(0, {str(TREE)!r}); from agentrun.daemon import main; main()"
 
 
 class Frozen:
@@ -49,8 +46,7 @@ class Frozen:
             slot = session.take_slot({**whole, **state})
         cgroup = self.parent / slot
         cgroup.mkdir()
-        script = f"echo $$ >{cgroup}/cgroup.procs; exec sleep 1000"
-        self.processes.append(subprocess.Popen(["sh", "-c", script]))
+        self.processes.append(subprocess.Popen(placed(cgroup, "sleep", "1000")))
         wait_for(lambda: "populated 1" in (cgroup / "cgroup.events").read_text(), "the call to begin")
         self.freeze(cgroup)
         return cgroup
@@ -68,7 +64,7 @@ class Frozen:
 
     def start(self) -> subprocess.Popen[bytes]:
         """agentrund, once it watches."""
-        daemon = subprocess.Popen([sys.executable, "-c", RUN], env=self.environment)
+        daemon = subprocess.Popen(DAEMON, env=self.environment)
         self.processes.append(daemon)
         wait_for(lambda: calls.is_daemon_alive(self.paths), "agentrund to hold its lock")
         return daemon
@@ -77,11 +73,7 @@ class Frozen:
 @pytest.fixture
 def scene(tmp_path: Path) -> Iterator[Frozen]:
     """An empty scene; whatever it holds at the end is killed."""
-    mounts = [m for m in MOUNTS if (m / "cgroup.procs").exists() and os.access(m, os.W_OK)]
-    if not mounts:
-        reason = "needs root and a cgroup2 mount (a hybrid one will do)"
-        pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
-    cgroup = mounts[0] / f"agentrun-controller-{os.getpid()}"
+    cgroup = mount_or_skip() / f"agentrun-controller-{os.getpid()}"
     made = Frozen(tmp_path, cgroup)
     yield made
     for process in made.processes:

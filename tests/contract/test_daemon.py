@@ -6,12 +6,12 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from node import RUN, wait_for
+from livecalls import DAEMON
+from node import wait_for
 
 from agentrun import store
 from agentrun.client import Client
@@ -121,9 +121,7 @@ def test_what_it_uses_stays_in_memory(node):
 
 def test_second_daemon_is_refused(node):
     node.start()
-    second = subprocess.run(
-        [sys.executable, "-c", RUN], env=node.environment, capture_output=True, timeout=10, check=False
-    )
+    second = subprocess.run(DAEMON, env=node.environment, capture_output=True, timeout=10, check=False)
     assert second.returncode == 1 and b"agentrund: be the only agentrund" in second.stderr
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cgroups import placed
 from cpuload import usage_s, used_s
 from runtimes import CGROUP, wait_for
 
@@ -43,9 +44,7 @@ class Tree:
 
     def start(self, child: Path, *command: str) -> subprocess.Popen[str]:
         """Run a command in one of them."""
-        script = f'echo $$ >{child}/cgroup.procs; exec "$@"'
-        argv = ["sh", "-c", script, "sh", *command]
-        process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(placed(child, *command), stdout=subprocess.PIPE, text=True)
         self.processes.append(process)
         return process
 

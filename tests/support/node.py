@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import Any
 
 import jsonschema
 import pytest
+from cgroups import cgroup_mount, placed
+from livecalls import DAEMON
 
 from agentrun import calls, fastjson
 from agentrun.container import start_ticks
@@ -22,8 +23,6 @@ from agentrun.paths import Paths
 
 TREE = Path(__file__).parents[2]
 RECORD = jsonschema.Draft202012Validator(json.loads((TREE / "configs/record.schema.json").read_text()))
-MOUNTS = (Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup"))
-RUN = f"import sys; sys.path.insert(0, {str(TREE)!r}); from agentrun.daemon import main; main()"
 
 
 def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 10) -> Any:
@@ -33,14 +32,6 @@ def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 10) -> 
         assert time.monotonic() < deadline, f"timed out: {what}"
         time.sleep(0.005)
     return found
-
-
-def cgroup_mount() -> Path | None:
-    """A cgroup2 mount where this process may make cgroups."""
-    for mount in MOUNTS:
-        if (mount / "cgroup.procs").exists() and os.access(mount, os.W_OK):
-            return mount
-    return None
 
 
 def take_slot(session: calls.Calls, state: dict[str, Any]) -> str:
@@ -77,7 +68,7 @@ class Node:
 
     def start(self) -> None:
         """Start agentrund and wait until it watches."""
-        self.daemon = subprocess.Popen([sys.executable, "-c", RUN], env=self.environment)
+        self.daemon = subprocess.Popen(DAEMON, env=self.environment)
         wait_for(lambda: calls.is_daemon_alive(self.paths), "agentrund to hold its lock")
 
     def stop(self, number: int = signal.SIGTERM) -> int:
@@ -123,9 +114,9 @@ class Node:
         cgroup = self.cgroup / "agentrun-calls" / slot
         cgroup.mkdir()
         time.sleep(place_after_s)
-        script = f'echo $$ >{cgroup}/cgroup.procs; exec "$@"'
-        argv = ["sh", "-c", script, "sh", *command]
-        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=stderr, close_fds=close_fds)
+        process = subprocess.Popen(
+            placed(cgroup, *command), stdin=subprocess.DEVNULL, stderr=stderr, close_fds=close_fds
+        )
         self.processes.append(process)
         procs = cgroup / "cgroup.procs"
         wait_for(lambda: procs.read_text() or process.poll() is not None, "the process to be placed")
@@ -163,15 +154,20 @@ def keeper(node: Node) -> int:
     return int(wait_for(lambda: children.read_text().split(), "the keeper")[0])
 
 
+def mount_or_skip() -> Path:
+    """A cgroup2 mount to test on; without one the test is skipped, and in CI it fails."""
+    mount = cgroup_mount()
+    if mount is not None:
+        return mount
+    reason = "needs root and a cgroup2 mount (a hybrid one will do)"
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
 @pytest.fixture
 def node(tmp_path) -> Iterator[Node]:
-    mount = cgroup_mount()
-    if mount is None:
-        reason = "needs root and a cgroup2 mount (a hybrid one will do)"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    cgroup = mount / f"agentrun-daemon-{os.getpid()}"
+    cgroup = mount_or_skip() / f"agentrun-daemon-{os.getpid()}"
     cgroup.mkdir()
     made = Node(tmp_path, cgroup)
     try:

@@ -5,7 +5,6 @@ Optional: what goes wrong is logged, once, and never raised, for who asks works 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
@@ -55,7 +54,7 @@ class Following(Generic[_Opened]):
             return None
         self._looked_at = self._clock()
         configuration = config.load(self._paths)
-        version = _loaded(self._module) if configuration.uses_bpf else None
+        version = modules.identity(self._module) if configuration.uses_bpf else None
         if version != self._version:
             self.close()
             self._version = version
@@ -82,12 +81,3 @@ class Following(Generic[_Opened]):
         opened, self.opened, self._version = self.opened, None, None
         if opened is not None:
             self.guarded(opened.close)
-
-
-def _loaded(module: modules.Module) -> tuple[str, int] | None:
-    """What tells one loaded module from another, also one of the same version; None without."""
-    try:
-        version = modules.loaded_version(module)
-        return None if version is None else (version, os.stat(f"{module.directory}/{version}").st_ino)
-    except OSError:
-        return None  # it is being replaced

@@ -144,6 +144,15 @@ def loaded_version(module: Module) -> str | None:
     return versions[-1] if versions else None
 
 
+def identity(module: Module) -> tuple[str, int] | None:
+    """What tells a loaded module from another, also from one of the same version; None where none is."""
+    try:
+        version = loaded_version(module)
+        return None if version is None else (version, os.stat(f"{module.directory}/{version}").st_ino)
+    except OSError:
+        return None  # it is being replaced
+
+
 def loaded_directory(module: Module, what: str) -> str:
     """Where the version in force is pinned. Raises BpfError, `what` being what that was wanted for."""
     version = loaded_version(module)

@@ -18,20 +18,20 @@ _COUNTS = "ar_net_counts"
 
 
 class NetCounts:
-    """The counters of calls, by the path of a call's cgroup. The map is opened again after an upgrade."""
+    """The counters of calls, by the path of a call's cgroup: those of the module that is loaded now."""
 
     def __init__(self) -> None:
-        self._version: str | None = None
+        self._identity: tuple[str, int] | None = None
         self._map: syscall.Map | None = None
 
     def _open(self) -> syscall.Map | None:
         module = modules.MODULES["net"]
-        version = modules.loaded_version(module)
-        if version != self._version:
+        identity = modules.identity(module)
+        if identity != self._identity:
             self.close()
-            if version is not None:
-                self._map = pins.open_map(f"{module.directory}/{version}/map_{_COUNTS}", _COUNTS)
-            self._version = version
+            if identity is not None:
+                self._map = pins.open_map(f"{module.directory}/{identity[0]}/map_{_COUNTS}", _COUNTS)
+            self._identity = identity
         return self._map
 
     def read(self, cgroup: str) -> dict[str, int] | None:
@@ -61,4 +61,4 @@ class NetCounts:
         """Let go of the map."""
         if self._map is not None:
             self._map.close()
-        self._map, self._version = None, None
+        self._map = self._identity = None

@@ -24,6 +24,15 @@ def test_agentrund_puts_the_network_of_a_call_into_its_record(engine):
     assert free["network"] == {"profile": "default", "denied": 0, "tx_bytes": 128, "rx_bytes": 0}
 
 
+def test_counters_are_those_of_the_programs_that_are_loaded_now(engine):
+    code = "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.connect(('127.0.0.1', 9))"
+    denied = {"profile": "none", "denied": 1, "tx_bytes": 0, "rx_bytes": 0}
+    assert call(engine, "python3", "-c", code, intent="net=none")[1]["network"] == denied
+    for verb in ("unload", "load"):  # the same version again, with maps of its own
+        assert run("agentrunctl", "bpf", verb, "net").returncode == 0
+    assert call(engine, "python3", "-c", code, intent="net=none")[1]["network"] == denied
+
+
 def test_listing_of_networks_has_what_calls_that_run_have_sent(engine):
     code = (
         "import socket, time; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); "

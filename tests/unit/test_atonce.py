@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from agentrun import config
-from agentrun.bpf import following
+from agentrun.bpf import modules
 from agentrun.bpf.snapshot import Seen
 from agentrun.controller import atonce
 from agentrun.controller.ids import Ids
@@ -50,7 +50,7 @@ def host(tmp_path, monkeypatch):
         found.opened.append(Snapshots(found))
         return found.opened[-1]
 
-    monkeypatch.setattr(following, "_loaded", lambda _: found.version)
+    monkeypatch.setattr(modules, "identity", lambda _: found.version)
     monkeypatch.setattr(atonce, "Snapshots", make)
     found.ids = Ids()
     at_once = atonce.AtOnce(found.paths, found.ids, clock=lambda: found.now)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from agentrun import config
-from agentrun.bpf import following, types
+from agentrun.bpf import modules, types
 from agentrun.bpf.mempressure import How, Limit, Member, entry, rank_number
 from agentrun.controller import pressure
 from agentrun.controller.ids import Ids
@@ -110,7 +110,7 @@ def module(tmp_path, monkeypatch):
         found.opened.append(Maps(found.problem))
         return found.opened[-1]
 
-    monkeypatch.setattr(following, "_loaded", lambda _: found.version)
+    monkeypatch.setattr(modules, "identity", lambda _: found.version)
     monkeypatch.setattr(pressure, "MemPressure", open_maps)
     found.paths = Paths(str(tmp_path))
     found.ids = Ids()

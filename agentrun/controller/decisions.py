@@ -292,14 +292,17 @@ def _gap(situation: Situation) -> float:
 
 
 def _look_again(situations: Iterable[Situation], memory: Memory) -> float | None:
-    """When to look again without being woken: the sooner, the sooner something could happen."""
-    wait: float | None = None
+    """When to look again without being woken: the sooner, the sooner something could happen.
+
+    Who is frozen always has a next look, also where nobody shares anything with him any more.
+    """
+    is_held = any(held.frozen_at is not None for held in memory.held.values())
+    wait = SLOW_TICK_S if is_held else None
     for situation in situations:
         growing = any(situation.grows(call) for call in situation.calls) or situation.is_growing(
             situation.others
         )
-        frozen = any(memory.held[call.key].frozen_at is not None for call in situation.calls)
-        own = SLOW_TICK_S if frozen else CALM_S
+        own = CALM_S
         if growing:
             own = min(own, max(_gap(situation) / _rate(situation) / 4, TICK_S))
         wait = own if wait is None else min(wait, own)

@@ -186,6 +186,24 @@ def test_low_is_frozen_noted_and_thawed_when_high_is_gone(host):
     assert [e["what"] for e in host.state("low")["adapted"]] == ["freeze", "thaw"]
 
 
+def test_last_call_is_thawed_though_it_was_frozen_just_before_all_others_ended(host):
+    high, low = host.call("high", HIGH), host.call("low", LOW)
+    host.loop.run(1)
+    for mib in range(100, 300, 10):
+        host.set(high, mib)
+        host.set(low, 230)
+        host.use(mib + 231)
+        host.loop.run(0.05)
+        if freeze_of(low) == "1":
+            break
+    assert freeze_of(low) == "1"
+    host.set(high, 0, populated=0)
+    del host.loop.live[next(key for key, call in host.loop.live.items() if call.cgroup.path == str(high))]
+    host.controller.changed()
+    host.loop.run(1)
+    assert freeze_of(low) == "0"
+
+
 def test_close_lets_everything_run_as_planned(host):
     _, low = contend(host)
     (low / "memory.high").write_text(f"{5 * MIB}\n")

@@ -68,6 +68,15 @@ def test_changes_are_bounded_and_nobody_starves(story):
 
 @settings(max_examples=100, deadline=None)
 @given(stories())
+def test_somebody_looks_again_as_long_as_anybody_is_frozen(story):
+    for snapshot, _, decision in play(story):
+        for call in snapshot.calls:  # all others end, and nothing else ever wakes us
+            alone = decide(replace(snapshot, calls=(call,), domains=()), decision.memory)
+            assert not is_frozen(alone.memory, call.key) or alone.look_again_s is not None
+
+
+@settings(max_examples=100, deadline=None)
+@given(stories())
 def test_no_limit_is_above_the_plan_and_none_dies_for_an_equal(story):
     for snapshot, before, decision in play(story):
         for action, call in acted(snapshot, decision):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import posix
 
-from agentrun import calls, files
+from agentrun import calls, files, log
 from agentrun.cgroup import Cgroup
 from agentrun.errors import CgroupError
 from agentrun.plan import WEIGHT_DEFAULT
@@ -44,14 +44,18 @@ def is_marked(paths: Paths) -> bool:
 
 
 def release(call: Cgroup, state: Mapping[str, Any]) -> bool:
-    """Let one call run as planned; whether anything had to be changed. A call that is gone is no error."""
+    """Let one call run as planned; whether anything had to be changed. A call that is gone is no error.
+
+    Raises CgroupError, when all else is done: what cannot be written (the weight of a call with `cpu.idle`,
+    say) leaves no call frozen.
+    """
     limits = state.get("limits") or {}
     planned = limits.get("memory_high")
     high = "max" if planned is None else str(planned // _PAGE * _PAGE)  # as the kernel shows it
-    wanted = [("memory.high", high), ("cgroup.freeze", "0")]
+    wanted = [("cgroup.freeze", "0"), ("memory.high", high)]
     if not _is_demoted(state):
         wanted.append(("cpu.weight", str(limits.get("cpu_weight") or WEIGHT_DEFAULT)))
-    changed = False
+    changed, failed = False, None
     for name, value in wanted:
         now = call.read(name)
         if now is None or now == value:
@@ -59,9 +63,10 @@ def release(call: Cgroup, state: Mapping[str, Any]) -> bool:
         try:
             call.write(name, value)
             changed = True
-        except CgroupError:
-            if call.exists():
-                raise
+        except CgroupError as error:
+            failed = failed or error
+    if failed is not None and call.exists():
+        raise failed
     return changed
 
 
@@ -72,16 +77,34 @@ def _is_demoted(state: Mapping[str, Any]) -> bool:
 
 
 def release_all(paths: Paths) -> list[str]:
-    """Release every live call that takes part; returns the ids of those held. Raises AgentrunError."""
+    """Release every live call that takes part; returns the ids of those held. Raises AgentrunError.
+
+    What cannot be done to one call is logged, and keeps nobody else from going on.
+    """
     released = []
     parents = set()
     for session in calls.open_all(paths):
         for slot, state in session.states():
             parents.add(str(state.get("calls")))
-            if state.get("rank") and release(Cgroup(str(state.get("calls"))).child(slot), state):
-                released.append(str(state.get("id")))
+            if not state.get("rank"):
+                continue
+            try:
+                if release(Cgroup(str(state.get("calls"))).child(slot), state):
+                    released.append(str(state.get("id")))
+            except CgroupError as error:
+                log.warn(paths, "call not released", call=state.get("id"), error=str(error))
     for parent in map(Cgroup, parents):
-        if parent.number("memory.max") is not None:
-            parent.write("memory.max", "max")  # the agent's reserve, which somebody has to keep up to date
+        _lift_bound(paths, parent)
     unmark(paths)
     return released
+
+
+def _lift_bound(paths: Paths, parent: Cgroup) -> None:
+    """The agent's reserve goes with agentrund: somebody has to keep it up to date."""
+    if parent.number("memory.max") is None:
+        return
+    try:
+        parent.write("memory.max", "max")
+    except CgroupError as error:
+        if parent.exists():
+            log.warn(paths, "calls stay bounded", cgroup=parent.path, error=str(error))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 from agentrun import calls, release
 from agentrun.cgroup import Cgroup
 from agentrun.controller.controller import Controller
+from agentrun.errors import CgroupError
 from agentrun.paths import Paths
 
 MIB = 1 << 20
@@ -213,6 +215,25 @@ def test_close_lets_everything_run_as_planned(host):
     host.controller.changed()
     host.loop.run(1)  # and nothing is done any more
     assert freeze_of(low) == "0"
+
+
+def test_call_that_cannot_be_released_keeps_nobody_else_frozen(host, monkeypatch):
+    """The kernel takes no weight of a cgroup with `cpu.idle` (sched_group_set_shares, EINVAL)."""
+    (_, low), idle = contend(host), host.call("idle", LOW)
+    for call in (low, idle):
+        host.write(call, {"cgroup.freeze": 1, "cpu.weight": 0})
+    write = Cgroup.write
+
+    def refuse(cgroup: Cgroup, name: str, value: str) -> None:
+        if name == "cpu.weight":
+            raise CgroupError("write cgroup file", cgroup.path, OSError(errno.EINVAL, "Invalid argument"))
+        write(cgroup, name, value)
+
+    monkeypatch.setattr(Cgroup, "write", refuse)
+    host.controller.close()
+    assert (freeze_of(low), freeze_of(idle)) == ("0", "0") and not release.is_marked(host.paths)
+    log = Path(host.paths.log).read_text().splitlines()
+    assert [json.loads(line)["msg"] for line in log] == ["call not released"] * 2
 
 
 def test_next_call_in_a_slot_inherits_nothing(host):

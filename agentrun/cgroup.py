@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _REMOVE_TRIES = 10
 _MOVE_ROUNDS = 100
+_BELOW_LIMIT = 4096  # cgroups in a cgroup that is removed
 
 
 def parse_pressure(text: str) -> dict[str, tuple[float, int]]:
@@ -159,8 +160,25 @@ class Cgroup:
                     raise CgroupError("remove cgroup", self.path, error) from error
             if self.is_populated():
                 return False
-            for child in self.children():
-                child.remove()
+            self._remove_below()
             if attempt:
                 time.sleep(0.001 * attempt)
         return False
+
+    def _remove_below(self) -> None:
+        """Remove what is below, the deepest first. Raises CgroupError.
+
+        Who can write cgroup files nests as many as he likes: no recursion, and an end.
+        """
+        found = [self]
+        for cgroup in found:  # grows meanwhile
+            found += cgroup.children()
+            if len(found) > _BELOW_LIMIT:
+                many = OSError(errno.E2BIG, f"more than {_BELOW_LIMIT} cgroups")
+                raise CgroupError("remove cgroups below", self.path, many)
+        for cgroup in reversed(found[1:]):
+            try:
+                posix.rmdir(cgroup.path)
+            except OSError as error:
+                if error.errno not in (errno.EBUSY, errno.ENOTEMPTY, errno.ENOENT):
+                    raise CgroupError("remove cgroup", cgroup.path, error) from error

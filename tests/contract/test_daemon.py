@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -106,6 +107,24 @@ def test_call_in_time_is_not_killed(node):
     node.start()
     record = node.record(node.call("sleep", "0.3", limits={"time_soft": 5, "time_hard": 10}))
     assert (record["verdict"], record["flags"]) == ("ok", [])
+
+
+CGROUPS = {
+    "deep": "for depth in range(1, 1200): os.mkdir(sys.argv[1] + '/n' * depth)",
+    "wide": "for number in range(5000): os.mkdir(f'{sys.argv[1]}/{number}')",
+}
+
+
+@pytest.mark.parametrize("name", CGROUPS)
+def test_call_that_makes_thousands_of_cgroups_is_recorded_once(node, name):
+    node.start()
+    call = node.cgroup / "agentrun-calls/call-0"
+    call_id = node.call(sys.executable, "-c", f"import os, sys\n{CGROUPS[name]}", str(call))
+    assert node.record(call_id)["exit_code"] == 0
+    wait_for(lambda: not list(Path(node.paths.run).glob("sessions/*/*/call-0")), "the slot to be free")
+    time.sleep(1)
+    assert len(node.records()) == 1 and node.daemon.poll() is None
+    assert call.exists() == (name == "wide")  # it is left to the engine
 
 
 def test_what_it_uses_stays_in_memory(node):

@@ -13,6 +13,7 @@ pidfds (the runtime that starts a call; the call's first process, for its exit s
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -72,6 +73,7 @@ class Daemon(Loop):
         self.sessions = f"{paths.run}/{calls.SESSIONS}"
         self.live: dict[tuple[str, str], Call] = {}
         self._inotify = inotify.Inotify()
+        self._is_blind = False
         self._directories: dict[int, str] = {}
         self._pid_files: dict[str, Call] = {}
         self.ingester = Ingester(paths)
@@ -93,13 +95,27 @@ class Daemon(Loop):
 
     def _watch_directory(self, path: str) -> None:
         """Watch a directory of sessions, and take what is in it already."""
+        self._follow_directory(path, _DIRECTORY_EVENTS)
         try:
-            self._directories[self._inotify.add(path, _DIRECTORY_EVENTS)] = path
             names = os.listdir(path)
         except OSError:
             return  # gone again
         for name in names:
             self._found(path, name)
+
+    def _follow_directory(self, path: str, events: int) -> None:
+        """Be told of what appears there; without, it is found when we look at everything (`_sweep`).
+
+        Watches are counted for each user of the host (`fs.inotify.max_user_watches`), and root in a container
+        without user namespaces is the same: it can use up all of them.
+        """
+        try:
+            self._directories[self._inotify.add(path, events)] = path
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR) or self._is_blind:
+                return
+            self._is_blind = True
+            log.warn(self.paths, f"calls are seen up to {_SWEEP_S:.0f} s late", path=path, error=str(error))
 
     def _found(self, directory: str, name: str) -> None:
         depth = directory[len(self.sessions) :].count("/")
@@ -211,10 +227,7 @@ class Daemon(Loop):
             return
         directory = path.rpartition("/")[0]
         self._pid_files[path] = call
-        try:
-            self._directories[self._inotify.add(directory, _PID_FILE_EVENTS)] = directory
-        except OSError:
-            return  # the exit status stays unknown
+        self._follow_directory(directory, _PID_FILE_EVENTS)
         self._find_main_process(call)
 
     def _find_main_process(self, call: Call) -> None:

@@ -109,6 +109,22 @@ def test_call_in_time_is_not_killed(node):
     assert (record["verdict"], record["flags"]) == ("ok", [])
 
 
+def test_calls_are_found_where_the_host_has_no_watches_left(node):
+    """A container's root, without a user namespace, uses up what root has (fs.inotify.max_user_watches)."""
+    refuse = (
+        "import errno, os; from agentrun import daemon, inotify; daemon._SWEEP_S = 0.2\n"
+        "def refuse(*_): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))\n"
+        "inotify.Inotify.add = refuse"
+    )
+    python, option, text = DAEMON
+    code = f"{text.rpartition(';')[0]}\n{refuse}\nmain()"
+    node.daemon = subprocess.Popen([python, option, code], env=node.environment)
+    call_id = node.call("sleep", "100", limits={"time_hard": 0.5})
+    assert node.record(call_id)["verdict"] == "timed-out"
+    (line,) = Path(node.paths.log).read_text().splitlines()
+    assert "late" in json.loads(line)["msg"]
+
+
 CGROUPS = {
     "deep": "for depth in range(1, 1200): os.mkdir(sys.argv[1] + '/n' * depth)",
     "wide": "for number in range(5000): os.mkdir(f'{sys.argv[1]}/{number}')",

@@ -42,9 +42,10 @@ class Loop:
 
     def turn(self) -> bool:
         """Wait for events, handle them and what is due; False once stopped."""
-        for fd, events in self._epoll.poll(self._next_timeout()):
-            handler = self._handlers.get(fd)
-            if handler is not None:  # an earlier event of this round may have ended it
+        ready = self._epoll.poll(self._next_timeout())
+        for fd, events, handler in [(fd, events, self._handlers.get(fd)) for fd, events in ready]:
+            # An earlier event of this round may have ended it, and its number may be another's by now.
+            if handler is not None and self._handlers.get(fd) is handler:
                 handler(events)
         self._run_timers()
         return self._running

@@ -239,11 +239,32 @@ class Controller:
                 # Without it nobody would release the calls should we die: rather do nothing.
                 log.warn(self.paths, "calls not adapted", path=self.paths.holding, error=str(error))
                 return
+        dying = self._note_killed(actions)
         for action in apply.apply_all(self.paths, actions):
+            if action.what == "kill":
+                dying.pop(action.key, None)
             call = self._live.get(action.key)
             if call is not None:
                 before = call.state.get("adapted")
                 self._journal.add(str(call.state.get("id")), call.where, call.slot, before, action)
+
+        for key, state in dying.items():
+            self._live[key].state = state  # it was not killed after all
+
+    def _note_killed(self, actions: tuple[Action, ...]) -> dict[str, dict[str, Any]]:
+        """Say in the states of calls that we kill them, before they die; returns what those were.
+
+        The end of the first process is often seen before the journal's file is, and what the call is told
+        then is what its state says.
+        """
+        before = {
+            action.key: self._live[action.key].state
+            for action in actions
+            if action.what == "kill" and action.key in self._live
+        }
+        for key, state in before.items():
+            self._live[key].state = {**state, "killed_by": apply.KILLED_BY}
+        return before
 
     # What wakes us.
 

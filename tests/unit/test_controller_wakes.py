@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from agentrun import calls, release
+from agentrun import calls, mrelease, release
 from agentrun.cgroup import Cgroup
 from agentrun.controller.controller import Controller
+from agentrun.controller.model import Action
 from agentrun.errors import CgroupError
 from agentrun.paths import Paths
 
@@ -234,6 +235,25 @@ def test_call_that_cannot_be_released_keeps_nobody_else_frozen(host, monkeypatch
     assert (freeze_of(low), freeze_of(idle)) == ("0", "0") and not release.is_marked(host.paths)
     log = Path(host.paths.log).read_text().splitlines()
     assert [json.loads(line)["msg"] for line in log] == ["call not released"] * 2
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_call_says_who_killed_it_before_it_is_dead(host, monkeypatch, fails):
+    call = host.call("low", LOW)
+    (live,) = host.loop.live.values()
+    host.loop.run(1)
+    said: list[object] = []
+
+    def kill(_: Cgroup) -> None:
+        said.append(live.state.get("killed_by"))
+        if fails:
+            raise CgroupError("write cgroup file", str(call), OSError(errno.ENODEV, "No such device"))
+
+    monkeypatch.setattr(mrelease, "kill", kill)
+    host.controller._act((Action("kill", str(call), why="memory is short"),))
+    assert said == ["controller"]
+    assert live.state.get("killed_by") == host.state("low").get("killed_by")
+    assert live.state.get("killed_by") == (None if fails else "controller")
 
 
 def test_next_call_in_a_slot_inherits_nothing(host):

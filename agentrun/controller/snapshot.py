@@ -15,7 +15,7 @@ from typing import Any
 
 from agentrun import layout
 from agentrun.bpf.snapshot import Seen
-from agentrun.cgroup import parse_pressure
+from agentrun.cgroup import Cgroup, parse_pressure
 from agentrun.controller.decisions import WATCH
 from agentrun.controller.model import HOST, Bound, Call, Domain, Rank, Snapshot
 from agentrun.plan import WEIGHT_DEFAULT
@@ -35,6 +35,7 @@ class Files:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self.kernel_id = Cgroup(path).kernel_id()
         self._fds: dict[str, int] = {}
 
     def fd(self, name: str) -> int | None:
@@ -166,7 +167,13 @@ class Reader:
     def _follow_chains(self) -> None:
         self._chains = {key: self._ancestors(key) for key in self.members}
         needed = {path for chain in self._chains.values() for path in chain}
-        self.unused = {path: self._above.pop(path) for path in set(self._above) - needed}
+        # A container that was restarted has the same path, and nothing of what is open here.
+        kept = {
+            path
+            for path in needed & set(self._above)
+            if self._above[path].kernel_id == Cgroup(path).kernel_id()
+        }
+        self.unused = {path: self._above.pop(path) for path in set(self._above) - kept}
         for path in needed - set(self._above):
             self._above[path] = Files(path)
 

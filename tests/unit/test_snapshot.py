@@ -117,6 +117,29 @@ def test_slot_that_is_used_again_is_another_call(tree):
     assert set(reader.unused) == {str(pod), str(pod / "b"), str(pod / "b/agentrun-calls")}
 
 
+def test_limits_are_those_of_the_container_that_is_there_now(tree):
+    pod, reader = tree
+    call = make_call(pod / "a/agentrun-calls/call-0")
+    other = make_call(pod / "a/agentrun-calls/call-1")
+    reader.update({call: state(), other: state()})
+    assert {d.key: d.limit for d in reader.read(1).domains}[str(pod / "a")] == 200 * MIB
+    (pod / "a").rename(pod / "gone")  # restarted, between two looks
+    write(pod / "a", memory_max=900 * MIB)
+    write(pod / "a/agentrun-calls", memory_max="max")
+    for path in (call, other):
+        make_call(Path(path))
+    new, gone = reader.update({call: {**state(), "id": "y"}, other: {**state(), "id": "z"}})
+    for member in gone:
+        member.files.close()
+    assert len(new) == len(gone) == 2 and set(reader.unused) == {
+        str(pod / "a"),
+        str(pod / "a/agentrun-calls"),
+    }
+    for files in reader.unused.values():
+        files.close()
+    assert {d.key: d.limit for d in reader.read(2).domains}[str(pod / "a")] == 900 * MIB
+
+
 def test_calls_are_bounded_by_what_the_agent_keeps(tree):
     pod, reader = tree
     key = make_call(pod / "a/agentrun-calls/call-0")

@@ -94,13 +94,13 @@ def release_all(paths: Paths) -> list[str]:
             except CgroupError as error:
                 log.warn(paths, "call not released", call=state.get("id"), error=str(error))
     for parent in map(Cgroup, parents):
-        _lift_bound(paths, parent)
+        lift_bound(paths, parent)
     unmark(paths)
     return released
 
 
-def _lift_bound(paths: Paths, parent: Cgroup) -> None:
-    """The agent's reserve goes with agentrund: somebody has to keep it up to date."""
+def lift_bound(paths: Paths, parent: Cgroup) -> None:
+    """Give a container's calls what its agent had in reserve: only a live agentrund keeps that up to date."""
     if parent.number("memory.max") is None:
         return
     try:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from agentrun import log, release
+from agentrun import layout, log, release
 from agentrun.cgroup import Cgroup
 from agentrun.controller import apply
 from agentrun.controller.atonce import AtOnce
@@ -222,6 +222,8 @@ class Controller:
             self._unwatch(f"stall {path}")
             self._ids.forget(path)
             files.close()
+            if path.endswith(f"/{layout.CALLS}"):  # its last call: nobody would find it when we are gone
+                release.lift_bound(self.paths, Cgroup(path))
         for member in new:
             key = member.files.path
             try:

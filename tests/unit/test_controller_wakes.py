@@ -218,6 +218,21 @@ def test_close_lets_everything_run_as_planned(host):
     assert freeze_of(low) == "0"
 
 
+def test_reserve_of_the_agent_goes_with_the_last_call(host):
+    call = host.call("box", LOW)
+    container, parent = call.parents[1], call.parent
+    host.write(container, {"memory.max": 400 * MIB})
+    host.write(container / "agentrun-agent", {"memory.min": 0, "memory.low": 100 * MIB})
+    host.loop.run(2)
+    host.controller.changed()
+    host.loop.run(0.1)
+    assert int((parent / "memory.max").read_text()) == 300 * MIB
+    host.loop.live.clear()
+    host.controller.changed()
+    host.loop.run(0.1)
+    assert (parent / "memory.max").read_text().startswith("max")  # a file here is not truncated
+
+
 def test_call_that_cannot_be_released_keeps_nobody_else_frozen(host, monkeypatch):
     """The kernel takes no weight of a cgroup with `cpu.idle` (sched_group_set_shares, EINVAL)."""
     (_, low), idle = contend(host), host.call("idle", LOW)

@@ -20,6 +20,7 @@ from agentrun.paths import Paths
 
 _RUN = "import sys; sys.path.insert(0, sys.argv[1]); from agentrun.keeper import main; main(int(sys.argv[2]))"
 _RESTART_S = 0.2
+_RETRY_S = 5.0  # of a host that had no process or memory to give
 _REAP_S = 0.02
 _PATIENCE_S = 0.25  # a keeper answers in a hundredth of it; who has to wait for a text goes on after this
 _ANSWER_S = 2.0  # one that still has not answered has been killed by its alarm, or holds nothing
@@ -51,6 +52,7 @@ class KeeperLink:
         self._number = 0
         self._waiting: dict[int, _Waiting] = {}
         self._is_closed = False
+        self._has_failed = False
         self._pinged_at: float | None = None  # and not answered since
         self._heard_at: float | None = None
 
@@ -60,7 +62,7 @@ class KeeperLink:
         return self._process.pid if self._process else None
 
     def start(self) -> None:
-        """Start the keeper. A host where that fails has no feedback, and its log says so."""
+        """Start the keeper. Where that fails there is no feedback until it works; the log says so, once."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
@@ -72,11 +74,15 @@ class KeeperLink:
                 command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
             )
         except OSError as error:
-            log.warn(self._paths, "keeper not started: no feedback", error=str(error))
+            if not self._has_failed:
+                log.warn(self._paths, "keeper not started: no feedback", error=str(error))
+            self._has_failed = True
             ours.close()
+            self._loop.later(_RETRY_S, self._start_again)
             return
         finally:
             theirs.close()
+        self._has_failed = False
         self._socket = ours
         self._pinged_at = self._heard_at = None
         self._loop.watch(ours.fileno(), select.EPOLLIN, self._read)
@@ -185,4 +191,5 @@ class KeeperLink:
         if self._is_closed or self._process is not None:
             return
         self.start()
-        self._restarted()
+        if self.pid is not None:
+            self._restarted()

@@ -196,12 +196,15 @@ class Calls:
             posix.close(lock)
 
     def _lock(self, *, wait: bool) -> int | None:
-        """The lock that guards harvests and notes; None where another holds it.
+        """The lock that guards harvests and notes; None where another holds it, or `delete` removed all.
 
         Waiting has an end: whoever holds it may be stopped, and a container must be deletable even so.
         """
         flags = posix.O_RDWR | posix.O_CREAT | posix.O_CLOEXEC | posix.O_NOFOLLOW
-        lock = posix.open(_LOCK, flags, 0o600, dir_fd=self._fd)
+        try:
+            lock = posix.open(_LOCK, flags, 0o600, dir_fd=self._fd)
+        except FileNotFoundError:
+            return None
         deadline = time.monotonic() + (_LOCK_WAIT_S if wait else 0)
         while True:
             try:

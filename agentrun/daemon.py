@@ -310,8 +310,15 @@ class Daemon(Loop):
         session = self.open(call.where)
         if session is not None:
             with contextlib.closing(session):
-                session.harvest_slot(call.slot, call.id, **call.unsaved, **network, end=call.ended_at)
+                self._harvest(session, call, **call.unsaved, **network, end=call.ended_at)
             self.ingester.soon()
+
+    def _harvest(self, session: calls.Calls, call: Call, **notes: object) -> None:
+        """Record a call that is over; where that fails it is found, and tried, again (`_sweep`)."""
+        try:
+            session.harvest_slot(call.slot, call.id, **notes)
+        except (OSError, AgentrunError) as error:
+            log.warn(self.paths, "end of a call not recorded yet", call=call.id, error=str(error))
 
     def network_of(self, call: Call) -> dict[str, Any]:
         """What the record of a call will say of its network so far: `network`, or nothing."""

@@ -219,6 +219,12 @@ def test_one_slot_is_harvested_alone(session, paths):
         assert json.loads(file.read())["exit_code"] == 4
 
 
+def test_session_that_was_removed_since_it_was_opened_has_nothing_to_record(session):
+    os.rmdir(session.where)
+    assert session.harvest_slot("call-0", "x") is False and session.note("call-0", "x") is False
+    assert session.harvest() == 0
+
+
 def test_lock_that_somebody_keeps_is_waited_for_only_so_long(session, paths, monkeypatch):
     monkeypatch.setattr(calls, "_LOCK_WAIT_S", 0.05)
     session.take_slot(state())

@@ -87,7 +87,7 @@ def _written(klass: Mapping[str, Any]) -> dict[str, Any]:
 
 def propose(usages: Sequence[Usage], source: Source) -> list[Proposal]:
     """What to suggest for each kind, in the same order."""
-    taken = set(source.classes)
+    taken, given = set(source.classes), set[str]()
     proposals = []
     for usage in usages:
         proposal = Proposal(usage)
@@ -97,8 +97,8 @@ def propose(usages: Sequence[Usage], source: Source) -> list[Proposal]:
         else:
             _size(proposal, source.sizes.get(proposal.base, {}))
         if proposal.high is not None or proposal.default is not None:
-            proposal.name = _name(proposal, taken)
-            taken.add(proposal.name)
+            proposal.name = _name(proposal, taken, given)
+            given.add(proposal.name)
         proposals.append(proposal)
     return proposals
 
@@ -150,14 +150,14 @@ def _raised(proposal: Proposal, limit: int | None, maximum: int | None) -> int |
     return wanted if wanted > limit else None
 
 
-def _name(proposal: Proposal, taken: set[str]) -> str:
-    """The class's name; what was suggested before keeps it."""
-    if proposal.base.startswith(PREFIX):
+def _name(proposal: Proposal, taken: set[str], given: set[str]) -> str:
+    """The class's name; what was suggested before keeps it, but for one kind of calls only."""
+    if proposal.base.startswith(PREFIX) and proposal.base not in given:
         return proposal.base
     letters = (c if c.isalnum() else "-" for c in proposal.usage.kind.family.lower())
     name = PREFIX + ("".join(letters).strip("-") or "command")[:_NAME_LENGTH]
     number, found = 2, name
-    while found in taken:
+    while found in taken | given:
         number, found = number + 1, f"{name}-{number}"
     return found
 

@@ -169,6 +169,16 @@ def test_suggestion_in_force_is_made_again_under_its_name():
         assert each["classes"]["learned-pytest"]["network"] == "none"
 
 
+def test_two_kinds_of_one_suggested_class_get_a_class_each():
+    first, _ = suggested([row(image=None)] * 20, TEXT)
+    fields = {"class": "learned-pytest", "rule": "learned pytest"}
+    rows = [row(image=image, peak=peak * MIB, **fields) for image, peak in (("a", 200), ("b", 300))]
+    _, compiled = suggested(rows * 20, TEXT, first)
+    found = [matched(compiled, "pytest", image=image)["class"] for image in ("a", "b")]
+    assert sorted(found) == ["learned-pytest", "learned-pytest-2"]
+    assert [compiled["classes"][name]["memory"]["high"] >> 20 for name in found] == [256, 384]
+
+
 @pytest.mark.parametrize("path", POLICIES, ids=lambda path: path.stem)
 def test_every_class_of_the_ready_policies_can_be_taken_over(path):
     text = path.read_text()

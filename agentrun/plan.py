@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # with an error that looks like the command's own (runc#4427; pids.max=1: "connection reset by peer").
 MEMORY_FLOOR = 32 << 20
 PIDS_FLOOR = 16
+PIDS_MOST = 1 << 22  # PIDS_MAX - 1 (kernel/cgroup/pids.c): of more the kernel takes nothing
 CPU_FLOOR = 0.1
 CPU_PERIOD_US = 100_000
 LARGEST = 1 << 62  # what AgentCgroup's `high` asks for: as much as is allowed
@@ -243,7 +244,7 @@ def _cpu(plan: Plan, around: _Around, asked: float | None) -> None:
 def _pids(plan: Plan, around: _Around, asked: float | None) -> None:
     clamp = _Clamp(plan, "pids", show_number)
     granted, plan.ceilings["pids"] = _grant(clamp, asked, around, plan.class_name, PIDS_FLOOR)
-    plan.pids = None if granted is None else int(granted)
+    plan.pids = None if granted is None else min(int(granted), PIDS_MOST)
 
 
 def _show_time(seconds: float) -> str:

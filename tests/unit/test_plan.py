@@ -34,6 +34,11 @@ def test_without_intent_only_the_class_counts():
     assert plan.limits() == {"memory": None, "cpu": None, "pids": 500}
 
 
+def test_no_intent_asks_for_more_processes_than_the_kernel_takes():
+    """The kernel refuses more (kernel/cgroup/pids.c), and the call would have no limits at all."""
+    assert plan_for(intent=asked(pids=5_000_000)).pids == 1 << 22
+
+
 def test_default_holds_until_more_is_asked_up_to_max():
     klass = {"memory": {"default": GIB, "max": 4 * GIB}}
     assert plan_for(klass).memory == GIB

@@ -52,7 +52,11 @@ def _sha256() -> Any:
 
 def digest(text: str) -> str:
     """16 hex digits of SHA-256, from the interpreter's built-in module (hashlib costs 2 ms to import)."""
-    return str(_sha256()(text.encode("utf-8", "surrogateescape")).hexdigest()[:16])
+    try:
+        data = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can hold
+        data = text.encode("utf-8", "surrogatepass")
+    return str(_sha256()(data).hexdigest()[:16])
 
 
 def describe_command(

@@ -56,6 +56,14 @@ def test_schema_knows_every_verdict():
     assert SCHEMA["properties"]["verdict"]["enum"] == [*VERDICTS, None]
 
 
+def test_half_a_surrogate_pair_in_a_command_can_be_told_apart():
+    """A model cut an emoji in two, and JSON has that as an escape."""
+    half, ordinary = records.digest("echo \ud83d"), records.digest("echo \udcff")
+    assert half != ordinary and len(half) == len(ordinary) == 16
+    found = records.describe_command(["sh", "-c", "echo \ud83d"], "echo", "full")
+    assert found is not None and json.loads(json.dumps(found)) == found
+
+
 @pytest.mark.parametrize("argv", [["git", "status"], ["x" * 9999]], ids=["short", "long"])
 def test_full_record_is_valid(argv):
     intent = {"raw": "memory=1g", "accepted": {"memory": 1 << 30}, "refused": [("x", "unknown")]}

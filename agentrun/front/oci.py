@@ -8,6 +8,7 @@ container that nobody can delete); it is empty where the policy is to refuse. `-
 our own folder is put on the path here.
 """
 
+import _signal as signal  # type: ignore[import-not-found]  # the C module, as in handoff.py
 import gc
 import marshal
 import posix
@@ -51,6 +52,9 @@ try:
     status = main(arguments, kind)
 except Exception as error:  # noqa: BLE001 - see above
     if plain:
+        # As agentrun/handoff.py does, which may be what is broken: what Python ignores stays ignored.
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
         posix.execve(plain, [plain, *arguments], {**posix.environ, b"AGENTRUN_DEPTH": b"1"})
     sys.stderr.write(f"agentrun: run hot path: {type(error).__name__}: {error}\n")
     status = 255 if "exec" in arguments else 1

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from agentrun import config, log, records
 from agentrun.bpf import oomhold, ringbuf, types
 from agentrun.bpf.ringbuf import Event
-from agentrun.errors import AgentrunError, BpfError
+from agentrun.errors import AgentrunError
 from agentrun.live import Call, Part
 from agentrun.teller import Teller
 
@@ -92,24 +92,32 @@ class KernelEvents(Part):
         self.ring = self.hold = None
 
     def _look(self) -> None:
-        pin = ringbuf.pin_identity()
-        if pin == self._pin:
-            return
-        self.close()
-        self._pin, self._problem = pin, None
-        if pin is None or not config.load(self.daemon.paths).uses_bpf:
+        """Open what is there by now and may be used; the ring is that of any module, the hold of one."""
+        pin = ringbuf.pin_identity() if config.load(self.daemon.paths).uses_bpf else None
+        if pin != self._pin:
+            self.close()
+            self._pin, self._problem = pin, None
+        if pin is None:
             return
         try:
-            self.ring = ringbuf.open_ring()
+            if self.ring is None:
+                self.ring = ringbuf.open_ring()
+                self.daemon.watch(self.ring.fileno(), select.EPOLLIN, lambda _: self._read())
+            if self.hold is None:
+                self.hold = oomhold.open_hold()
+            self._problem = None
         except (OSError, AgentrunError) as error:
-            self._problem = str(error)
-            log.warn(self.daemon.paths, "events of the kernel cannot be read", error=self._problem)
+            self._failed(str(error))
+
+    def _failed(self, problem: str) -> None:
+        """Say so, once; it is tried again."""
+        if problem == self._problem:
             return
-        self.daemon.watch(self.ring.fileno(), select.EPOLLIN, lambda _: self._read())
-        try:
-            self.hold = oomhold.open_hold()
-        except BpfError as error:
-            log.warn(self.daemon.paths, "victims of OOM kills do not wait for feedback", error=str(error))
+        self._problem = problem
+        lost = "events of the kernel cannot be read"
+        if self.ring is not None:
+            lost = "victims of OOM kills do not wait for feedback"
+        log.warn(self.daemon.paths, lost, error=problem)
 
     def _read(self) -> None:
         """One batch. What is left keeps the descriptor readable, so the loop comes back after all others."""

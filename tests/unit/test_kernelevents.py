@@ -5,13 +5,18 @@ from __future__ import annotations
 import itertools
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from agentrun.bpf import types
+from agentrun import config
+from agentrun.bpf import oomhold, ringbuf, types
 from agentrun.cgroup import Cgroup
-from agentrun.kernelevents import level_of
+from agentrun.errors import BpfError
+from agentrun.kernelevents import KernelEvents, level_of
 from agentrun.live import Call
+from agentrun.paths import Paths
 from agentrun.records import levels
 
 
@@ -55,6 +60,65 @@ def test_no_cgroup_is_the_machine_and_what_is_not_around_the_call_stays_unknown(
     assert level_of(types.LIMIT_UNKNOWN, call, str(tmp_path)) == (None, None)
     assert level_of(os.stat(tmp_path / "pod/other").st_ino, call, str(tmp_path)) == (None, None)
     assert level_of(os.stat(tmp_path.parent).st_ino, call, str(tmp_path)) == (None, None)
+
+
+@pytest.fixture
+def kernel(tmp_path, monkeypatch):
+    """What is pinned, and whether it may be used; `look` is what agentrund does once a second."""
+    (tmp_path / "var/log").mkdir(parents=True)
+    found = SimpleNamespace(pin=None, ring=None, hold=None, enforcement="auto", log=tmp_path / "var/log")
+    watched: dict[int, object] = {}
+    daemon = SimpleNamespace(
+        paths=Paths(str(tmp_path)),
+        watch=lambda fd, _, handler: watched.update({fd: handler}),
+        unwatch=watched.pop,
+    )
+
+    def opened(what: str) -> Any:
+        if isinstance(getattr(found, what), Exception):
+            raise getattr(found, what)
+        return getattr(found, what)
+
+    monkeypatch.setattr(config, "load", lambda _: config.Config([], enforcement=found.enforcement))
+    monkeypatch.setattr(ringbuf, "pin_identity", lambda: found.pin)
+    monkeypatch.setattr(ringbuf, "open_ring", lambda: opened("ring"))
+    monkeypatch.setattr(oomhold, "open_hold", lambda: opened("hold"))
+    found.events = KernelEvents(daemon, SimpleNamespace())  # type: ignore[arg-type]
+    found.look = found.events._look
+    found.open = lambda: SimpleNamespace(fileno=lambda: 7, close=lambda: None)
+    return found
+
+
+def test_module_that_comes_later_is_taken_though_the_ring_is_the_same(kernel):
+    kernel.pin, kernel.ring = (1, 1), kernel.open()
+    kernel.look()
+    assert kernel.events.ring is kernel.ring and kernel.events.hold is None
+    kernel.hold = kernel.open()  # `events` beside the module that made the ring
+    kernel.look()
+    assert kernel.events.hold is kernel.hold
+
+
+def test_ring_is_read_once_the_configuration_allows_it(kernel):
+    kernel.pin, kernel.ring, kernel.enforcement = (1, 1), kernel.open(), "cgroup"
+    kernel.look()
+    assert kernel.events.status() == {"is_read": False, "kills": 0, "problem": None}
+    kernel.enforcement = "auto"
+    kernel.look()
+    assert kernel.events.status()["is_read"]
+    kernel.enforcement = "cgroup"
+    kernel.look()
+    assert not kernel.events.status()["is_read"]
+
+
+def test_ring_that_could_not_be_opened_is_tried_again_and_said_once(kernel):
+    kernel.pin, kernel.ring = (1, 1), BpfError("out of memory")
+    kernel.look()
+    kernel.look()
+    assert kernel.events.status() == {"is_read": False, "kills": 0, "problem": "out of memory"}
+    assert len((kernel.log / "agentrun.log").read_text().splitlines()) == 1
+    kernel.ring = kernel.open()
+    kernel.look()
+    assert kernel.events.status() == {"is_read": True, "kills": 0, "problem": None}
 
 
 def test_levels_end_with_the_path():

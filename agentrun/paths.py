@@ -29,6 +29,7 @@ class Paths:
         "records",
         "root",
         "run",
+        "scheduler_off",
         "spill",
         "state",
         "store",
@@ -49,6 +50,7 @@ class Paths:
         self.marker = self.run + "/bypassed"
         self.holding = self.run + "/holding"  # there while agentrund's controller may hold calls back
         self.gate = self.run + "/gate"  # there while agentrund lets some calls wait before they start
+        self.scheduler_off = self.run + "/scheduler-off"  # there since the CPU scheduler was unloaded by hand
         self.cgroup_root = cgroup_root
 
 

@@ -74,7 +74,7 @@ class SchedulerKeeper:
             self._loading.wait()
 
     def _look(self) -> None:
-        step, text, self._memory = scx.look(time.monotonic(), self._memory)
+        step, text, self._memory = scx.look(self._paths, time.monotonic(), self._memory)
         if step is scx.Step.REPORT and text is not None:
             self._ejections += 1
             self._last = text

@@ -12,10 +12,11 @@ import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from agentrun import config, log
+from agentrun import config, files, log
 from agentrun.bpf import elf, modules, pins
-from agentrun.errors import BpfError
+from agentrun.errors import BpfError, StateError
 from agentrun.paths import Paths
 
 SYSFS = "/sys/kernel/sched_ext"
@@ -125,6 +126,7 @@ def load(paths: Paths, knobs: Mapping[str, int] | None = None) -> bool:
     now = state()
     if now.enabled and not now.ours:
         raise BpfError(f"load scx: scheduler {now.name!r} is loaded, and the kernel takes one at a time")
+    Path(paths.scheduler_off).unlink(missing_ok=True)
     if knobs is None:
         knobs = _configured(paths)
     if not now.enabled:
@@ -151,7 +153,9 @@ def _configured(paths: Paths) -> dict[str, int]:
 
 
 def unload(paths: Paths) -> bool:
-    """Back to EEVDF; False where it was not loaded."""
+    """Back to EEVDF, where agentrund leaves it; False where it was not loaded. Raises AgentrunError."""
+    os.close(files.open_private_directory(paths.run, StateError))
+    Path(paths.scheduler_off).touch(0o600)
     return modules.unload(paths, MODULE)
 
 
@@ -196,14 +200,14 @@ def decide(now_s: float, is_running: bool, kind: int | None, memory: Memory) -> 
     return Step.REARM, replace(memory, rearm_at=None, loaded_at=now_s)
 
 
-def look(now_s: float, memory: Memory) -> tuple[Step, str | None, Memory]:
+def look(paths: Paths, now_s: float, memory: Memory) -> tuple[Step, str | None, Memory]:
     """Look what became of the scheduler: what agentrund does every second. Changes nothing.
 
     Returns what to do, what happened in words (None: nothing new), and what to pass the next time. After
     REARM the caller loads it, and passes `failed(memory)` where that went wrong. Never raises BpfError.
     """
     try:
-        ended = _ejection(memory)
+        ended = _ejection(paths, memory)
         is_running = ended is not None and state().ours
     except BpfError as error:
         return Step.NOTHING, f"keep scheduler: {error}", memory
@@ -218,11 +222,14 @@ def failed(memory: Memory) -> Memory:
     return replace(memory, has_failed=True)
 
 
-def _ejection(memory: Memory) -> Exit | None:
-    """Its last exit while somebody wants it: its pins are there, or a failed try of ours removed them."""
+def _ejection(paths: Paths, memory: Memory) -> Exit | None:
+    """Its last exit while somebody wants it: its pins are there, or a failed try of ours removed them.
+
+    `unload` after such a try finds no pins to remove: a file says that it was asked for.
+    """
     if modules.loaded_version(MODULE) is not None:
         return last_exit()
-    if memory.has_failed:
+    if memory.has_failed and not os.path.exists(paths.scheduler_off):
         return Exit(ExitKind.ERROR, 0, 0, "could not be loaded again", "another try follows")
     return None
 

@@ -84,6 +84,11 @@ def _load(paths: Paths, module: modules.Module) -> bool:
     return scx.load(paths) if module is scx.MODULE else modules.load(paths, module)
 
 
+def _unload(paths: Paths, module: modules.Module) -> bool:
+    """Unload one module; agentrund is told not to load the scheduler again."""
+    return scx.unload(paths) if module is scx.MODULE else modules.unload(paths, module)
+
+
 @bpf.command()
 @click.argument("names", nargs=-1, metavar="[MODULE]...")
 @click.option(
@@ -126,5 +131,5 @@ def load(names: tuple[str, ...], at_boot: bool) -> None:
 def unload(names: tuple[str, ...]) -> None:
     """Take all modules, or those named, out of the kernel. Profiles of running calls no longer hold then."""
     for module in _chosen(names) if names else list(modules.MODULES.values()):
-        if modules.unload(host_paths(), module):
+        if _unload(host_paths(), module):
             click.echo(f"{module.name}: unloaded")

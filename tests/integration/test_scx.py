@@ -246,10 +246,10 @@ def test_stalled_scheduler_is_ejected_reported_and_loaded_again():
     assert ended is not None
     assert "failed to run" in ended.message
     assert scx.findings()[0][0] == "problem"
-    step, said, memory = scx.look(100.0, scx.Memory())
+    step, said, memory = scx.look(PATHS, 100.0, scx.Memory())
     assert step is scx.Step.REPORT and said is not None and "ejected" in said
-    assert scx.look(100.5, memory) == (scx.Step.NOTHING, None, memory)
-    assert scx.look(101.5, memory)[:2] == (scx.Step.REARM, None)
+    assert scx.look(PATHS, 100.5, memory) == (scx.Step.NOTHING, None, memory)
+    assert scx.look(PATHS, 101.5, memory)[:2] == (scx.Step.REARM, None)
     assert scx.load(PATHS)  # over the dead pins
     assert scx.state().ours
 
@@ -258,7 +258,7 @@ def test_sysrq_takes_it_out_and_it_stays_out():
     assert scx.load(PATHS)
     Path("/proc/sysrq-trigger").write_text("S")
     assert exit_kind() == scx.ExitKind.SYSRQ
-    assert scx.look(0.0, scx.Memory()) == (scx.Step.NOTHING, None, scx.Memory())
+    assert scx.look(PATHS, 0.0, scx.Memory()) == (scx.Step.NOTHING, None, scx.Memory())
     assert scx.load(PATHS)  # by hand, over the dead pin
 
 

@@ -84,6 +84,23 @@ def test_load_that_fails_is_said_and_tried_again_later(kernel, paths, monkeypatc
     assert keeper.status()["ejections"] == 1
 
 
+def test_scheduler_that_was_unloaded_after_a_load_that_failed_stays_out(kernel, paths, monkeypatch):
+    kernel.load_by(monkeypatch, "echo no room >&2; exit 3")
+    loop = Loop()
+    keeper = SchedulerKeeper(loop, paths)
+    keeper.start()
+    turn_until(loop, lambda: "not loaded again: no room" in log_of(paths))
+    monkeypatch.setattr(modules, "loaded_version", lambda _: None)  # that load removed the dead pins
+    turn_until(loop, lambda: keeper.status()["next_s"] is not None)
+    monkeypatch.setattr(modules, "unload", lambda *_: False)
+    assert not scx.unload(paths)
+    turn_until(loop, lambda: keeper.status()["next_s"] is None)
+    kernel.load_by(monkeypatch, f"touch {kernel.marker}")
+    end = time.monotonic() + 3
+    turn_until(loop, lambda: time.monotonic() > end)
+    assert not kernel.marker.exists()
+
+
 def test_loop_turns_while_the_scheduler_is_loaded(kernel, paths, monkeypatch):
     kernel.load_by(monkeypatch, "sleep 1000")
     loop = Loop()

@@ -2,7 +2,7 @@
 
 A trace shows a container's memory as a whole. It is taken apart: while no command runs, all of it is the
 agent's; while some run, what is above the agent's level before them is theirs, in equal shares. Likewise for
-CPU time, by overlap. A sample may show a call's memory as late as one sampling interval after its end.
+CPU time, by overlap. A sample may show a call's memory as late as the trace's lag after its end.
 
 The replay is closed-loop, as an agent is: a call starts a think time after the call before it *really* ended,
 so a session that is slowed down takes longer, and how much longer is a result.
@@ -128,14 +128,9 @@ def stagger(plans: Sequence[SessionPlan], seconds: float, seed: int) -> list[Ses
     return changed
 
 
-def _lag(trace: Trace) -> float:
-    """How long after a call's end a sample may still show it: one sampling interval."""
-    return trace.duration / (len(trace.samples) - 1)
-
-
 def _choose_calls(trace: Trace, least: int) -> list[ToolCall]:
     """The commands that become execs: all whose memory rises by `least` or more."""
-    lag = _lag(trace)
+    lag = trace.lag
     chosen = []
     for call in trace.calls:
         before = [sample.memory for sample in trace.samples if sample.t < call.start]
@@ -148,7 +143,7 @@ def _choose_calls(trace: Trace, least: int) -> list[ToolCall]:
 
 def _split_memory(trace: Trace, calls: Sequence[ToolCall]) -> tuple[list[float], list[list[Step]]]:
     """The agent's bytes at each sample, and for each call its raw steps (duration, bytes) before scaling."""
-    lag = _lag(trace)
+    lag = trace.lag
     level = trace.samples[0].memory
     agent: list[float] = []
     curves: list[list[tuple[float, float]]] = [[] for _ in calls]

@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -27,6 +28,8 @@ from agentrun.errors import AgentrunError
 
 _SIZE_LIMIT = 64 << 20
 _SAMPLES_LIMIT = 200_000
+_MARGIN_S = 0.5  # before the first call and after the last one of a trace that is made from records
+_SHORTEST_S = 0.001
 # Tools that the agent runs itself, inside its own process. Everything else is a command: an exec.
 _OWN_TOOLS = frozenset(("Read", "Write", "Edit", "MultiEdit", "Glob", "Grep", "LS", "TodoWrite", "Task"))
 
@@ -55,16 +58,26 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """One session; `calls` are commands only, by start. `digest` is of the content that is replayed."""
+    """One session; `calls` are commands only, by start. `digest` is of the content that is replayed.
+
+    Samples that were taken now and then may show a call's memory as late as one interval after its end; none
+    does in a trace that `is_exact`.
+    """
 
     name: str
     samples: tuple[Sample, ...]
     calls: tuple[ToolCall, ...]
+    is_exact: bool = False
 
     @property
     def duration(self) -> float:
         """Seconds from the first sample to the last."""
         return self.samples[-1].t - self.samples[0].t
+
+    @property
+    def lag(self) -> float:
+        """How long after a call's end a sample may still show it, in seconds."""
+        return 0.0 if self.is_exact else self.duration / (len(self.samples) - 1)
 
     @property
     def peak(self) -> float:
@@ -177,7 +190,7 @@ def _parse_calls(rows: list[Any], duration: float, where: str) -> tuple[ToolCall
     return tuple(sorted(calls, key=lambda call: (call.start, call.end)))
 
 
-def from_records(records: Iterable[Mapping[str, Any]], base: float, interval: float = 0.5) -> list[Trace]:
+def from_records(records: Iterable[Mapping[str, Any]], base: float) -> list[Trace]:
     """Own records (`agentrunctl calls --json`) as one trace for each container.
 
     A record knows a call's peak and CPU time, not its curve, and nothing of the agent: a call is taken to
@@ -188,29 +201,29 @@ def from_records(records: Iterable[Mapping[str, Any]], base: float, interval: fl
     for record in records:
         if record.get("end") is not None and record.get("memory_peak") is not None:
             sessions.setdefault(str(record.get("container")), []).append(record)
-    traces = [_trace_of(name, rows, base, interval) for name, rows in sessions.items()]
+    traces = [_trace_of(name, rows, base) for name, rows in sessions.items()]
     if not traces:
         raise TraceError("read records: none of a call that ended and was measured")
     return traces
 
 
-def _trace_of(container: str, rows: list[Mapping[str, Any]], base: float, interval: float) -> Trace:
-    begin = min(float(row["start"]) for row in rows) - interval
-    end = max(float(row["end"]) for row in rows) + interval
-    count = min(_SAMPLES_LIMIT, math.ceil((end - begin) / interval)) + 1
-    step = (end - begin) / (count - 1)
-    memory, cpus = [base] * count, [0.0] * count
+def _trace_of(container: str, rows: list[Mapping[str, Any]], base: float) -> Trace:
+    """One session, with samples where something changes: most calls are shorter than any interval."""
+    begin = min(float(row["start"]) for row in rows) - _MARGIN_S
     calls = []
     for row in rows:
-        start, stop = float(row["start"]) - begin, float(row["end"]) - begin
-        length = max(stop - start, step)
-        first, last = max(1, math.ceil(start / step)), min(count - 1, math.ceil((start + length) / step))
-        for index in range(first, last + 1):
-            memory[index] += row["memory_peak"] * min(1.0, 2 * max(0.0, index * step - start) / length)
-            cpus[index] += (row.get("cpu_usage_us") or 0) / 1e6 / ((last - first + 1) * step)
+        start, end = float(row["start"]) - begin, float(row["end"]) - begin
         command = str((row.get("command") or {}).get("name", ""))
-        calls.append(ToolCall(start, start + length, command))
-    samples = (
-        Sample(n * step, amount, cpu) for n, (amount, cpu) in enumerate(zip(memory, cpus, strict=True))
+        calls.append(ToolCall(start, max(end, start + _SHORTEST_S), command))
+    times = sorted(
+        {0.0, max(call.end for call in calls) + _MARGIN_S}
+        | {t for call in calls for t in (call.start, (call.start + call.end) / 2, call.end)}
     )
-    return Trace(container[:12], tuple(samples), tuple(sorted(calls, key=lambda call: call.start)))
+    memory, cpus = [base] * len(times), [0.0] * len(times)
+    for call, row in zip(calls, rows, strict=True):
+        length = call.end - call.start
+        for index in range(bisect_right(times, call.start), bisect_right(times, call.end)):
+            memory[index] += row["memory_peak"] * min(1.0, 2 * (times[index] - call.start) / length)
+            cpus[index] += (row.get("cpu_usage_us") or 0) / 1e6 / length
+    samples = tuple(Sample(*each) for each in zip(times, memory, cpus, strict=True))
+    return Trace(container[:12], samples, tuple(sorted(calls, key=lambda call: call.start)), is_exact=True)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agentrun.replay.schedule import Options, plan_session
 from agentrun.replay.synthetic import PROFILES, describe, synthesize
 from agentrun.replay.traces import TraceError, cpu_seconds, from_records, parse_trace, read_folder, read_trace
 
@@ -130,6 +131,27 @@ def test_records_become_a_trace_for_each_container():
     assert cpu_seconds(first) == pytest.approx(2.0)
     with pytest.raises(TraceError, match="none of a call"):
         from_records([record("a", 1, None)], 1000)
+
+
+def test_records_of_short_calls_are_replayed_one_after_the_other_as_they_were():
+    rows = [record("a", 100 + 0.2 * n, 100.1 + 0.2 * n, peak=50 << 20, cpu_us=90_000) for n in range(20)]
+    rows += [record("a", 12 * 86_400.0, 12 * 86_400.2, peak=50 << 20)]  # days later
+    (trace,) = from_records(rows, base=1000)
+    plan = plan_session(trace, Options())
+    assert [call.after for call in plan.calls] == [None, *range(20)]
+    assert [call.duration for call in plan.calls[:20]] == pytest.approx([0.1] * 20)
+    assert [call.peak >> 20 for call in plan.calls] == [50] * 21
+    assert [sum(s.cpu for s in call.steps) for call in plan.calls] == pytest.approx([0.09] * 20 + [1.0])
+    assert {step.memory for step in plan.agent} == {1000}
+
+
+def test_records_of_calls_that_overlap_are_replayed_side_by_side():
+    rows = [record("a", 10, 14), record("a", 11, 13), record("a", 14.5, 14.5)]
+    (trace,) = from_records(rows, base=0)
+    plan = plan_session(trace, Options())
+    assert [call.after for call in plan.calls] == [None, None, 0]
+    assert [call.duration for call in plan.calls] == pytest.approx([4, 2, 0.001])
+    assert sum(s.cpu for call in plan.calls for s in call.steps) == pytest.approx(3.0)
 
 
 @pytest.mark.parametrize("profile", PROFILES.values(), ids=lambda profile: profile.name)

@@ -77,6 +77,10 @@ class NetError(AgentrunError):
     """The host's network cannot be looked at or changed; the text says what, where and why."""
 
 
+class NetLibraryError(NetError):
+    """The library that would look at it is not installed."""
+
+
 class SystemCallError(AgentrunError):
     """A system call failed; carries the operation, the path and errno."""
 

@@ -16,7 +16,7 @@ import socket
 import time
 
 from agentrun import calls, config, files, inotify, log, systemd
-from agentrun.errors import AgentrunError, NetError, StateError
+from agentrun.errors import AgentrunError, NetError, NetLibraryError, StateError
 from agentrun.loop import Loop
 from agentrun.net import plan, rate, status
 from agentrun.net.look import look
@@ -52,6 +52,7 @@ class Keeper:
         self._paths = paths
         self._said: dict[str, str] = {}
         self._is_clean = False  # nothing of ours is there, and nothing is wanted
+        self._had_any = False
 
     def step(self) -> None:
         """Bring about what the policy in force says. Never raises."""
@@ -64,15 +65,19 @@ class Keeper:
                 with opened() as netlink:
                     host, networks = look(self._paths, configuration, netlink, change=True)
                 sessions = status.describe(networks)
-                self._is_clean = not is_wanted and not plan.has_ours(host)
-            except AgentrunError as error:
+                has_any = plan.has_ours(host)
+                self._had_any = self._had_any or has_any
+                self._is_clean = not is_wanted and not has_any
+            except NetLibraryError as error:
                 problem = str(error)
                 # A host without pyroute2 cannot have anything of ours, unless it was there once.
-                self._is_clean = not is_wanted and isinstance(error, NetError)
+                self._is_clean = not is_wanted and not self._had_any
+            except AgentrunError as error:
+                problem = str(error)  # what we cannot see may be there
             except Exception as error:  # noqa: BLE001
                 # A library of many versions, and names that containers chose: the next look may do better.
                 problem = f"{type(error).__name__}: {error}"
-        if is_wanted:
+        if is_wanted or not self._is_clean:
             self._tell(problem, sessions)
         try:
             status.write(self._paths, sessions, problem)

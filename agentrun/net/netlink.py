@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from agentrun.errors import NetError, reason
+from agentrun.errors import NetError, NetLibraryError, reason
 from agentrun.net.model import (
     AT_INGRESS,
     HANDLE,
@@ -175,7 +175,7 @@ def opened() -> Iterator[Netlink]:
     try:
         from pyroute2 import IPRoute, NetlinkError
     except ImportError as error:
-        raise NetError(MISSING) from error
+        raise NetLibraryError(MISSING) from error
     try:
         socket = IPRoute()
     except OSError as error:

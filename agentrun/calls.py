@@ -29,6 +29,7 @@ PREFIX = "call-"
 WAITING = "wait-"  # a call that waits before it takes a slot; see `waiting_name`
 SESSIONS = "sessions"
 _LOCK = "lock"
+_BOUND = "bound"  # the cgroup of all calls, where agentrund bounds it
 _SHORTENED = "%-"  # in the name of a root directory whose own is too long for one
 _STATE_LIMIT = 1 << 20
 _HARVEST_LIMIT = 16  # slots that one exec looks at, so that its own cost stays bounded
@@ -135,6 +136,18 @@ class Calls:
             state = self.read(slot)
             if state is not None:
                 yield slot, state
+
+    def keep_bound(self, parent: str) -> None:
+        """Note that the cgroup of all calls has a limit that goes with agentrund. Raises OSError."""
+        self._write(_BOUND, parent.encode("utf-8", "surrogateescape"))
+
+    def bound(self) -> str | None:
+        """The cgroup of all calls, where it was bounded once."""
+        try:
+            data = files.read_regular(_BOUND, _STATE_LIMIT, dir_fd=self._fd)
+        except OSError:
+            return None
+        return data.decode("utf-8", "surrogateescape") if data else None
 
     def _load(self, name: str) -> dict[str, Any]:
         """The state of a call. FileNotFoundError when it is gone, OSError or ValueError when damaged."""

@@ -84,6 +84,9 @@ def release_all(paths: Paths) -> list[str]:
     released = []
     parents = set()
     for session in calls.open_all(paths):
+        bounded = session.bound()
+        if bounded is not None:
+            parents.add(bounded)
         for slot, state in session.states():
             parents.add(str(state.get("calls")))
             if not state.get("rank"):

@@ -119,6 +119,16 @@ class Journal:
         except (OSError, AgentrunError) as error:
             log.warn(self.paths, "adaptation not noted", call=call_id, error=str(error))
 
+    def keep_bound(self, where: str, parent: str) -> None:
+        """Note that the calls of a container, all below the cgroup `parent`, are bounded."""
+        try:
+            session = calls.open_where(self.paths, where)
+            if session is not None:
+                with contextlib.closing(session):
+                    session.keep_bound(parent)
+        except (OSError, AgentrunError) as error:
+            log.warn(self.paths, "bound of calls not noted", path=where, error=str(error))
+
     def forget(self, call_id: str) -> None:
         """The call is over."""
         self._notes.pop(call_id, None)

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from agentrun import layout, log, release
+from agentrun import log, release
 from agentrun.cgroup import Cgroup
 from agentrun.controller import apply
 from agentrun.controller.atonce import AtOnce
@@ -222,8 +222,6 @@ class Controller:
             self._unwatch(f"stall {path}")
             self._ids.forget(path)
             files.close()
-            if path.endswith(f"/{layout.CALLS}"):  # its last call: nobody would find it when we are gone
-                release.lift_bound(self.paths, Cgroup(path))
         for member in new:
             key = member.files.path
             try:
@@ -241,6 +239,9 @@ class Controller:
                 # Without it nobody would release the calls should we die: rather do nothing.
                 log.warn(self.paths, "calls not adapted", path=self.paths.holding, error=str(error))
                 return
+        for action in actions:
+            if action.what == "bound" and action.value is not None:
+                self._note_bound(action.key)
         dying = self._note_killed(actions)
         for action in apply.apply_all(self.paths, actions):
             if action.what == "kill":
@@ -252,6 +253,13 @@ class Controller:
 
         for key, state in dying.items():
             self._live[key].state = state  # it was not killed after all
+
+    def _note_bound(self, parent: str) -> None:
+        """Keep with the container that its calls are bounded: they may all be over when we are."""
+        for key, call in self._live.items():
+            if key.rpartition("/")[0] == parent:
+                self._journal.keep_bound(call.where, parent)
+                return
 
     def _note_killed(self, actions: tuple[Action, ...]) -> dict[str, dict[str, Any]]:
         """Say in the states of calls that we kill them, before they die; returns what those were.

@@ -241,8 +241,8 @@ def _bpf(paths: Paths) -> Iterator[Finding]:
         yield Finding(*found)
 
 
-def _scheduler(_: Paths) -> Iterator[Finding]:
-    for level, text in scx.findings():
+def _scheduler(paths: Paths) -> Iterator[Finding]:
+    for level, text in scx.findings(paths):
         yield Finding(level, "CPU scheduler", text)
 
 

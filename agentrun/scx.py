@@ -123,10 +123,10 @@ def load(paths: Paths, knobs: Mapping[str, int] | None = None) -> bool:
     kernel threw out is removed first: its link still looks attached, and its pin is in the way. Raises
     BpfError, also while another scheduler is loaded.
     """
+    Path(paths.scheduler_off).unlink(missing_ok=True)  # first: a load that is refused is tried again, too
     now = state()
     if now.enabled and not now.ours:
         raise BpfError(f"load scx: scheduler {now.name!r} is loaded, and the kernel takes one at a time")
-    Path(paths.scheduler_off).unlink(missing_ok=True)
     if knobs is None:
         knobs = _configured(paths)
     if not now.enabled:
@@ -154,9 +154,14 @@ def _configured(paths: Paths) -> dict[str, int]:
 
 def unload(paths: Paths) -> bool:
     """Back to EEVDF, where agentrund leaves it; False where it was not loaded. Raises AgentrunError."""
-    os.close(files.open_private_directory(paths.run, StateError))
-    Path(paths.scheduler_off).touch(0o600)
-    return modules.unload(paths, MODULE)
+    try:
+        os.close(files.open_private_directory(paths.run, StateError))
+        Path(paths.scheduler_off).touch(0o600)
+    except OSError as error:
+        raise StateError("say that the scheduler is off, make", paths.scheduler_off, error) from error
+    finally:
+        was_loaded = modules.unload(paths, MODULE)
+    return was_loaded
 
 
 class Step(enum.StrEnum):
@@ -234,7 +239,7 @@ def _ejection(paths: Paths, memory: Memory) -> Exit | None:
     return None
 
 
-def findings() -> list[tuple[str, str]]:
+def findings(paths: Paths) -> list[tuple[str, str]]:
     """For `agentrunctl doctor`: (level, text) pairs on who schedules and what that means."""
     if not is_supported():
         return [("note", "no sched_ext: EEVDF shares by cpu.weight")]
@@ -247,7 +252,8 @@ def findings() -> list[tuple[str, str]]:
         ended = last_exit()
     except BpfError as error:
         return [("problem", str(error))]
-    if ended is None or ended.kind in (ExitKind.NONE, ExitKind.UNREG):
+    is_off = os.path.exists(paths.scheduler_off)
+    if ended is None or ended.kind in (ExitKind.NONE, ExitKind.UNREG) or is_off:
         return [("note", "there, not loaded: EEVDF shares by cpu.weight (agentrunctl bpf load scx)")]
     text = f"ejected ({ended.reason}: {ended.message}): EEVDF took over"
     if ended.kind in _DELIBERATE:

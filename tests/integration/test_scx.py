@@ -245,7 +245,7 @@ def test_stalled_scheduler_is_ejected_reported_and_loaded_again():
     ended = scx.last_exit()
     assert ended is not None
     assert "failed to run" in ended.message
-    assert scx.findings()[0][0] == "problem"
+    assert scx.findings(PATHS)[0][0] == "problem"
     step, said, memory = scx.look(PATHS, 100.0, scx.Memory())
     assert step is scx.Step.REPORT and said is not None and "ejected" in said
     assert scx.look(PATHS, 100.5, memory) == (scx.Step.NOTHING, None, memory)

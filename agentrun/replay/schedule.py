@@ -96,12 +96,12 @@ def plan_session(
     begin, end = options.window or (-math.inf, math.inf)
     agent = [
         Step(
-            (after.t - before.t) / options.speed,
+            shown / options.speed,
             int(held * options.scale) + options.base,
-            cpu / options.speed,
+            cpu * (shown / (after.t - before.t)) / options.speed,
         )
         for (before, after), held, cpu in zip(pairwise(trace.samples), memory[1:], agent_cpu, strict=True)
-        if begin <= before.t and after.t <= end
+        if (shown := _shown(trace, before.t, after.t, begin, end)) > 0
     ]
     if not agent:
         raise ValueError(f"window {options.window} of trace {trace.name!r}: under two samples there")
@@ -112,6 +112,16 @@ def plan_session(
         for number, index in enumerate(kept)
     )
     return SessionPlan(name or trace.name, tier, start, _at_most(tuple(agent), MAX_STEPS), calls)
+
+
+def _shown(trace: Trace, before: float, after: float, begin: float, end: float) -> float:
+    """Seconds of an interval between two samples that are in the window.
+
+    Of samples at an interval only whole ones count; in an exact trace they may be days apart.
+    """
+    if trace.is_exact:
+        return min(after, end) - max(before, begin)
+    return after - before if begin <= before and after <= end else 0.0
 
 
 def stagger(plans: Sequence[SessionPlan], seconds: float, seed: int) -> list[SessionPlan]:

@@ -145,6 +145,16 @@ def test_records_of_short_calls_are_replayed_one_after_the_other_as_they_were():
     assert {step.memory for step in plan.agent} == {1000}
 
 
+def test_window_of_records_is_as_long_as_it_says():
+    (trace,) = from_records([record("a", 1, 2), record("a", 16, 116), record("a", 120, 121)], base=1000)
+    for window, calls in (((0.0, 10.0), 1), ((10.0, 20.0), 1), ((40.0, 90.0), 0), ((10.0, 119.6), 2)):
+        plan = plan_session(trace, Options(window=window))
+        assert sum(step.duration for step in plan.agent) == pytest.approx(window[1] - window[0])
+        assert len(plan.calls) == calls
+    with pytest.raises(ValueError, match="under two samples"):
+        plan_session(trace, Options(window=(500.0, 600.0)))
+
+
 def test_records_of_calls_that_overlap_are_replayed_side_by_side():
     rows = [record("a", 10, 14), record("a", 11, 13), record("a", 14.5, 14.5)]
     (trace,) = from_records(rows, base=0)

@@ -172,13 +172,15 @@ class Cgroup:
         """
         found = [self]
         for cgroup in found:  # grows meanwhile
-            found += cgroup.children()
             if len(found) > _BELOW_LIMIT:
-                many = OSError(errno.E2BIG, f"more than {_BELOW_LIMIT} cgroups")
-                raise CgroupError("remove cgroups below", self.path, many)
+                break
+            found += cgroup.children()
         for cgroup in reversed(found[1:]):
             try:
                 posix.rmdir(cgroup.path)
             except OSError as error:
                 if error.errno not in (errno.EBUSY, errno.ENOTEMPTY, errno.ENOENT):
                     raise CgroupError("remove cgroup", cgroup.path, error) from error
+        if len(found) > _BELOW_LIMIT:
+            many = OSError(errno.E2BIG, f"more than {_BELOW_LIMIT} cgroups")
+            raise CgroupError("remove all cgroups below", self.path, many)

@@ -74,6 +74,7 @@ class Daemon(Loop):
         self.live: dict[tuple[str, str], Call] = {}
         self._inotify = inotify.Inotify()
         self._is_blind = False
+        self._unrecorded: set[str] = set()
         self._directories: dict[int, str] = {}
         self._pid_files: dict[str, Call] = {}
         self.ingester = Ingester(paths)
@@ -318,7 +319,11 @@ class Daemon(Loop):
         try:
             session.harvest_slot(call.slot, call.id, **notes)
         except (OSError, AgentrunError) as error:
-            log.warn(self.paths, "end of a call not recorded yet", call=call.id, error=str(error))
+            if call.id not in self._unrecorded:
+                log.warn(self.paths, "end of a call not recorded yet", call=call.id, error=str(error))
+            self._unrecorded.add(call.id)
+        else:
+            self._unrecorded.discard(call.id)
 
     def network_of(self, call: Call) -> dict[str, Any]:
         """What the record of a call will say of its network so far: `network`, or nothing."""

@@ -93,7 +93,9 @@ class KernelEvents(Part):
 
     def _look(self) -> None:
         """Open what is there by now and may be used; the ring is that of any module, the hold of one."""
-        pin = ringbuf.pin_identity() if config.load(self.daemon.paths).uses_bpf else None
+        pin = ringbuf.pin_identity()
+        if pin is not None and not config.load(self.daemon.paths).uses_bpf:
+            pin = None
         if pin != self._pin:
             self.close()
             self._pin, self._problem = pin, None

@@ -243,8 +243,9 @@ def _cpu(plan: Plan, around: _Around, asked: float | None) -> None:
 
 def _pids(plan: Plan, around: _Around, asked: float | None) -> None:
     clamp = _Clamp(plan, "pids", show_number)
-    granted, plan.ceilings["pids"] = _grant(clamp, asked, around, plan.class_name, PIDS_FLOOR)
-    plan.pids = None if granted is None else min(int(granted), PIDS_MOST)
+    _, plan.ceilings["pids"] = _grant(clamp, asked, around, plan.class_name, PIDS_FLOOR)
+    clamp.cut(PIDS_MOST, "kernel")
+    plan.pids = None if clamp.value is None else int(clamp.value)
 
 
 def _show_time(seconds: float) -> str:

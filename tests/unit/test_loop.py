@@ -43,3 +43,5 @@ def test_event_of_a_descriptor_that_was_closed_does_not_reach_the_next_of_its_nu
     os.write(fresh[0], b"x")
     loop.turn()
     assert called == ["first", "another"]
+    for fd in (one, two, write_one, write_two, fresh[0]):
+        os.close(fd)

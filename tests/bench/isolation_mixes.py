@@ -101,10 +101,9 @@ def origin(traces: Sequence[Trace]) -> list[str]:
 
 def busiest(trace: Trace, seconds: float) -> tuple[float, float]:
     """The window of a trace in which the highest moment of its commands lies at two thirds."""
-    lag = trace.duration / (len(trace.samples) - 1)
     best, at = -1.0, trace.duration / 2
     for sample in trace.samples:
-        busy = any(call.start <= sample.t <= call.end + lag for call in trace.calls)
+        busy = any(call.start <= sample.t <= call.end + trace.lag for call in trace.calls)
         if busy and sample.memory > best:
             best, at = sample.memory, sample.t
     begin = min(max(0.0, at - seconds * 2 / 3), max(0.0, trace.duration - seconds))

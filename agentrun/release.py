@@ -97,12 +97,12 @@ def release_all(paths: Paths) -> list[str]:
             except CgroupError as error:
                 log.warn(paths, "call not released", call=state.get("id"), error=str(error))
     for parent in map(Cgroup, parents):
-        lift_bound(paths, parent)
+        _lift_bound(paths, parent)
     unmark(paths)
     return released
 
 
-def lift_bound(paths: Paths, parent: Cgroup) -> None:
+def _lift_bound(paths: Paths, parent: Cgroup) -> None:
     """Give a container's calls what its agent had in reserve: only a live agentrund keeps that up to date."""
     if parent.number("memory.max") is None:
         return

@@ -35,7 +35,6 @@ class Files:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.kernel_id = Cgroup(path).kernel_id()
         self._fds: dict[str, int] = {}
 
     def fd(self, name: str) -> int | None:
@@ -139,6 +138,7 @@ class Reader:
         self._at_once = at_once
         self.members: dict[str, Member] = {}
         self._above: dict[str, Files] = {}
+        self._ids: dict[str, int | None] = {}  # of the cgroups above, when their files were opened
         self._chains: dict[str, tuple[str, ...]] = {}
         self.unused: dict[str, Files] = {}
         self.used: dict[str, int] = {}  # by each domain of the last `read`, as `peek` tells it
@@ -168,11 +168,8 @@ class Reader:
         self._chains = {key: self._ancestors(key) for key in self.members}
         needed = {path for chain in self._chains.values() for path in chain}
         # A container that was restarted has the same path, and nothing of what is open here.
-        kept = {
-            path
-            for path in needed & set(self._above)
-            if self._above[path].kernel_id == Cgroup(path).kernel_id()
-        }
+        before, self._ids = self._ids, {path: Cgroup(path).kernel_id() for path in needed}
+        kept = {path for path in needed & set(self._above) if before[path] == self._ids[path]}
         self.unused = {path: self._above.pop(path) for path in set(self._above) - kept}
         for path in needed - set(self._above):
             self._above[path] = Files(path)

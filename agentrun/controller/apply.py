@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from agentrun import calls, log, mrelease
@@ -111,23 +111,21 @@ class Journal:
         self._write(call_id, where, slot, adapted=notes, **extra)
 
     def _write(self, call_id: str, where: str, slot: str, **notes: object) -> None:
-        try:
-            session = calls.open_where(self.paths, where)
-            if session is not None:
-                with contextlib.closing(session):
-                    session.note(slot, call_id, **notes)
-        except (OSError, AgentrunError) as error:
-            log.warn(self.paths, "adaptation not noted", call=call_id, error=str(error))
+        self._keep(where, lambda session: session.note(slot, call_id, **notes), "adaptation", call=call_id)
 
     def keep_bound(self, where: str, parent: str) -> None:
         """Note that the calls of a container, all below the cgroup `parent`, are bounded."""
+        self._keep(where, lambda session: session.keep_bound(parent), "bound of calls", path=where)
+
+    def _keep(self, where: str, write: Callable[[calls.Calls], object], what: str, **fields: object) -> None:
+        """Write to what is kept of a container's calls, unless it is gone; a failure is logged."""
         try:
             session = calls.open_where(self.paths, where)
             if session is not None:
                 with contextlib.closing(session):
-                    session.keep_bound(parent)
+                    write(session)
         except (OSError, AgentrunError) as error:
-            log.warn(self.paths, "bound of calls not noted", path=where, error=str(error))
+            log.warn(self.paths, f"{what} not noted", **fields, error=str(error))
 
     def forget(self, call_id: str) -> None:
         """The call is over."""

@@ -250,7 +250,6 @@ class Controller:
             if call is not None:
                 before = call.state.get("adapted")
                 self._journal.add(str(call.state.get("id")), call.where, call.slot, before, action)
-
         for key, state in dying.items():
             self._live[key].state = state  # it was not killed after all
 

@@ -14,6 +14,7 @@ from agentrun import fastjson, files
 from agentrun import policy as policies
 from agentrun.config import Config
 from agentrun.errors import ConfigError, StateError
+from agentrun.plan import PIDS_FLOOR, PIDS_MOST
 from agentrun.units import parse_duration, parse_number
 
 if TYPE_CHECKING:
@@ -22,9 +23,7 @@ if TYPE_CHECKING:
 VERSION = 1
 MODES = ("enforce", "observe", "off")
 ENFORCEMENTS = ("auto", "bpf", "cgroup", "none")
-PIDS_FLOOR = 16
 PIDS_MAX = 4096
-PIDS_LIMIT = 1 << 22  # kernel.pid_max at most
 RECORDS_LIMIT = 1 << 20  # days, or MiB
 OOM_HOLD_LIMIT_S = 1.0
 # Engines call a runtime with any PATH or none (podman kill/delete), so names are looked up here.
@@ -161,8 +160,8 @@ def _read_calls(source: _Source) -> dict[str, Any]:
         return policies.builtin()
     source.check_keys(table, "calls")
     pids = table.get("pids_max", PIDS_MAX)
-    if not isinstance(pids, int) or isinstance(pids, bool) or not PIDS_FLOOR <= pids <= PIDS_LIMIT:
-        source.wrong("calls.pids_max", pids, f"expected a number from {PIDS_FLOOR} to {PIDS_LIMIT}")
+    if not isinstance(pids, int) or isinstance(pids, bool) or not PIDS_FLOOR <= pids <= PIDS_MOST:
+        source.wrong("calls.pids_max", pids, f"expected a number from {PIDS_FLOOR} to {PIDS_MOST}")
     return policies.builtin(_read_percent(source, "calls.memory_max", table.get("memory_max")), pids)
 
 

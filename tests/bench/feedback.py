@@ -130,12 +130,10 @@ def engine_rows(engine: str, runtime: str, count: int) -> list[Comparison]:
 def native_rows(count: int) -> list[Comparison]:
     """Calls killed by `agentrunctl kill`, against calls that nothing is told, without any engine."""
     sys.path[:0] = [str(TREE), str(TREE / "tests/support")]
-    from cgroups import cgroup_mount
+    from cgroups import mount_or_exit
     from node import Node, wait_for
 
-    mount = cgroup_mount()
-    if mount is None:
-        sys.exit("bench: needs root and a cgroup2 mount")
+    mount = mount_or_exit()
     root, cgroup = Path(tempfile.mkdtemp()), mount / f"agentrun-bench-{os.getpid()}"
     cgroup.mkdir()
     node = Node(root, cgroup)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1] / "support"))
 
-from cgroups import cgroup_mount
+from cgroups import mount_or_exit
 from pairs import Comparison, compare
 from policy import write_policy
 
@@ -64,9 +64,7 @@ def interpreter() -> str:
 def main() -> None:
     """Measure and print."""
     pairs = int(sys.argv[1])
-    mount = cgroup_mount()
-    if mount is None:
-        sys.exit("bench: needs root and a cgroup2 mount")
+    mount = mount_or_exit()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ.update(AGENTRUN_ROOT=f"{folder}/root", AGENTRUN_CGROUP_ROOT=str(mount))

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 import livecalls
-from cgroups import cgroup_mount
+from cgroups import mount_or_exit
 
 from agentrun import calls, config
 from agentrun.paths import Paths
@@ -316,9 +316,7 @@ def main() -> None:
     """Measure, and print each result as it comes."""
     part, number, *rest = sys.argv[1:]
     if part == "idle":
-        mount = cgroup_mount()
-        if mount is None:
-            sys.exit("bench: needs root and a cgroup2 mount")
+        mount = mount_or_exit()
         for _ in range(int(rest[0]) if rest else 1):
             for burning in (0, 2):
                 print(json.dumps(idle(mount, burning, float(number))), flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 MOUNTS = (Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup"))  # a hybrid one will do
@@ -14,6 +15,14 @@ def cgroup_mount() -> Path | None:
         if (mount / "cgroup.procs").exists() and os.access(mount, os.W_OK):
             return mount
     return None
+
+
+def mount_or_exit() -> Path:
+    """A cgroup2 mount for a benchmark, which ends without one."""
+    mount = cgroup_mount()
+    if mount is None:
+        sys.exit("bench: needs root and a cgroup2 mount")
+    return mount
 
 
 def placed(cgroup: Path, *command: str) -> list[str]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _GRACE_S = 0.2  # children that die with their parent take a moment
 _LATE_S = 1.0
-_NAMED = 16  # processes that the record names
+_NAMED = 16  # processes that the record names, and cgroups they may have nested
 _WEIGHT = "1"  # of cpu.weight and io.weight, where a call has 100
 
 
@@ -47,11 +47,14 @@ class Background(Part):
             self._look(call)
 
     def _look(self, call: Call) -> None:
-        if call.over or not call.cgroup.is_populated():
+        if call.over:
+            return
+        left = describe(call.cgroup)
+        if not call.cgroup.is_populated():  # asked last: what ended meanwhile is not left behind
             return
         care = call.state.get("care")
         action = str(care.get("background", "keep")) if isinstance(care, dict) else "keep"
-        noted: dict[str, Any] = {"action": action, "at": time.time(), "processes": describe(call.cgroup)}
+        noted: dict[str, Any] = {"action": action, "at": time.time(), "processes": left}
         if action == "demote":
             noted["not_changed"] = demote(call.cgroup)
         self.daemon.note(call, background=noted)
@@ -60,9 +63,9 @@ class Background(Part):
 
 
 def describe(cgroup: Cgroup) -> list[dict[str, Any]]:
-    """Pid and name of the processes in a cgroup, the first few. A name is what the process says."""
+    """Pid and name of the processes in a cgroup and below, some of many. A name is what the process says."""
     found = []
-    for pid in cgroup.pids()[:_NAMED]:
+    for pid in cgroup.pids_below(_NAMED):
         try:
             fd = os.open(f"/proc/{pid}/comm", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:

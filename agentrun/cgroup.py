@@ -109,6 +109,18 @@ class Cgroup:
         """Processes that are directly in this cgroup."""
         return [int(pid) for pid in (self.read("cgroup.procs") or "").split()]
 
+    def pids_below(self, most: int) -> list[int]:
+        """Processes in this cgroup and below: so many of them, from so many cgroups, which may be nested."""
+        found: list[int] = []
+        left = [self]
+        for _ in range(most):
+            if not left or len(found) >= most:
+                break
+            here = left.pop()
+            found += here.pids()
+            left += here.children()
+        return found[:most]
+
     def is_populated(self) -> bool:
         """Whether any living process is in this cgroup or below (zombies do not count)."""
         return (self.pairs("cgroup.events") or {}).get("populated", 0) == 1

@@ -94,19 +94,6 @@ def release(pidfd: int) -> bool:
 
 def _pidfds(cgroup: Cgroup) -> Iterator[int]:
     """The processes of a cgroup and below. A pid that is another's by now does no harm: it is not dying."""
-    for pid in _pids(cgroup):
+    for pid in cgroup.pids_below(_MOST):
         with contextlib.suppress(OSError):
             yield os.pidfd_open(pid)
-
-
-def _pids(cgroup: Cgroup) -> list[int]:
-    """So many of them, from so many cgroups: who is killed may have nested thousands."""
-    found: list[int] = []
-    left = [cgroup]
-    for _ in range(_MOST):
-        if not left or len(found) >= _MOST:
-            break
-        here = left.pop()
-        found += here.pids()
-        left += here.children()
-    return found[:_MOST]

@@ -2,28 +2,75 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
-from node import wait_for
+from cgroups import placed
+from node import Node, wait_for
 
-LEAVES = ("sh", "-c", "sleep 4 & exec sleep 0.5")
+from agentrun.client import Client
+
+
+@pytest.fixture
+def waits(tmp_path: Path) -> Path:
+    """What a process waits for when it reads it: see `let_end`."""
+    os.mkfifo(tmp_path / "waits")
+    return tmp_path / "waits"
+
+
+def let_end(waits: Path) -> None:
+    """Have what waits end."""
+    os.close(os.open(waits, os.O_WRONLY | os.O_NONBLOCK))
+
+
+def leaving(*command: str) -> tuple[str, ...]:
+    """A command that leaves another behind."""
+    return ("sh", "-c", f"{shlex.join(command)} & exec sleep 0.5")
+
+
+def live(node: Node, condition: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+    """The live call, once a condition holds of it; whoever asks reaps what ended, as a shim does."""
+
+    def look() -> list[dict[str, Any]]:
+        node.reap()
+        return [row for row in Client(node.paths).calls() if condition(row)]
+
+    (row,) = wait_for(look, "it to show")
+    return row
 
 
 @pytest.mark.parametrize("action", ["keep", "demote"])
-def test_background_processes_are_named_and_live_on(node, action):
+def test_background_processes_are_named_and_live_on(node, waits, action):
     node.start()
-    call_id = node.call(*LEAVES, care={"background": action})
+    call_id = node.call(*leaving("cat", str(waits)), care={"background": action})
+    assert live(node, lambda row: row.get("background"))["end"] is None
+    let_end(waits)
     record = node.record(call_id)
-    assert record["end"] - record["start"] > 3.5
+    assert record["end"] > record["background"]["at"] > record["start"] + 0.7
     assert (record["verdict"], record["exit_code"], record["flags"]) == ("ok", 0, ["background"])
     noted = record["background"]
-    assert (noted["action"], [p["name"] for p in noted["processes"]]) == (action, ["sleep"])
+    assert (noted["action"], [p["name"] for p in noted["processes"]]) == (action, ["cat"])
     # This host's cgroup2 may have no controllers; what could not be written is said.
     is_missing = not (node.cgroup / "cpu.weight").exists()
     assert noted.get("not_changed") == (
         None if action == "keep" else ["cpu.weight", "io.weight"][: 2 * is_missing]
     )
+
+
+def test_background_process_in_a_cgroup_of_its_own_is_named(node, waits):
+    node.start()
+    nested = node.cgroup / "agentrun-calls/call-0/nested"
+    command = leaving("sh", "-c", f"mkdir {nested}; exec {shlex.join(placed(nested, 'cat', str(waits)))}")
+    call_id = node.call(*command, care={"background": "keep"})
+    live(node, lambda row: row.get("background"))
+    assert (nested / "cgroup.procs").read_text()
+    let_end(waits)
+    assert [p["name"] for p in node.record(call_id)["background"]["processes"]] == ["cat"]
 
 
 def test_background_processes_are_killed_where_the_policy_says_so(node):
@@ -47,12 +94,3 @@ def test_background_of_a_call_whose_end_nobody_saw_is_found_at_the_restart(node)
     node.start()
     record = node.record(call_id)
     assert record["background"]["action"] == "kill" and record["end"] - record["start"] < 6
-
-
-def test_live_call_shows_that_only_its_background_runs(node):
-    from agentrun.client import Client
-
-    node.start()
-    node.call(*LEAVES, care={"background": "keep"})
-    (row,) = wait_for(lambda: [r for r in Client(node.paths).calls() if r.get("background")], "it to show")
-    assert row["end"] is None

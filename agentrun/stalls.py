@@ -70,7 +70,7 @@ class Signs:
         Waits that are too short in all to be told of are not. `denied`: attempts that the network denied.
         """
         least = SECONDS * 1e6
-        throttled = self.files.pairs("cpu.stat").get(b"throttled_usec", 0)
+        throttled = self.files.count("cpu.stat", b"throttled_usec")
         waits = (throttled, self.waited_us.get("some", 0))
         now = (*(wait if wait >= least else 0 for wait in waits), denied)
         is_news = now != self._before

@@ -46,7 +46,7 @@ class Booster:
         found: dict[str, list[Member]] = {}
         for key in populated:
             member = self._reader.members.get(key)
-            if member is not None and not (self._boosts.get(key) and _is_over(member)):
+            if member is not None and not (self._boosts.get(key) and not member.is_populated()):
                 found.setdefault(key.rpartition("/")[0], []).append(member)
         return {
             parent: members
@@ -65,7 +65,7 @@ class Booster:
         if key in self._spent:
             used_s = boosts.BUDGET_S
         elif member.may_boost and age_s < boosts.AGE_MOST_S and (reads or self._boosts.get(key)):
-            used_s = member.files.pairs("cpu.stat").get(b"usage_usec", 0) / 1e6
+            used_s = member.cpu_s()
             if used_s >= boosts.BUDGET_S:
                 self._spent.add(key)
         return Contender(key, member.rank, member.weight, used_s, age_s, member.may_boost)
@@ -81,8 +81,3 @@ class Booster:
         if before is None or not 0 < now - before[0] < _RECENT_S:
             return average >= boosts.CONTENDED
         return (total - before[1]) / 1e6 / (now - before[0]) * 100 >= boosts.CONTENDED
-
-
-def _is_over(member: Member) -> bool:
-    """Whether nothing of a call lives any more; its record may take a while yet."""
-    return member.files.pairs("cgroup.events").get(b"populated") != 1

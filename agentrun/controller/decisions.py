@@ -130,7 +130,7 @@ class _Step:
             if _is_before_any(call, starved):
                 continue
             self._change(call.key, frozen_at=self.now, changed_at=self.now)
-            self.actions.append(Action("freeze", call.key, why=self.wishes[call.key].hold))
+            self.actions.append(Action("freeze", call.key, why=str(self.wishes[call.key].hold)))
 
     def thaw(self) -> None:
         """Let go on, in order: those that may, one for each domain in a step, and those that waited long."""
@@ -156,7 +156,7 @@ class _Step:
 
     def _may_thaw(self, call: Call) -> bool:
         wish = self.wishes[call.key]
-        return wish.may_thaw and not wish.hold and rules.may_change(self.held[call.key], self.now)
+        return wish.may_thaw and wish.hold is None and rules.may_change(self.held[call.key], self.now)
 
     def _thaw(self, call: Call, why: str) -> None:
         if self._is_new(call):
@@ -187,6 +187,8 @@ class _Step:
         for situation in situations:
             key = situation.domain.key
             emptied[key] = before.get(key, float("-inf"))
+            if not rules.is_scarce(situation):
+                continue
             found = rules.make_room(replace(situation, held=self.held), emptied[key])
             if found is None:
                 continue

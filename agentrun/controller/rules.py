@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from agentrun.controller.model import Call, Domain, Growth, Held
 from agentrun.units import show_size
@@ -40,15 +41,27 @@ VICTIM_SHARE = 0.02  # of the limit: a call that holds less is not worth its lif
 SWAP_LEAST = 64 << 20
 
 
+class Cause(NamedTuple):
+    """What is short, and whether for the sake of calls of a higher rank."""
+
+    domain: Domain
+    above_grow: bool
+
+    def __str__(self) -> str:
+        whom = "a call of higher priority grows" if self.above_grow else "an older call grows"
+        left, limit = show_size(max(0, self.domain.headroom)), show_size(self.domain.limit)
+        return f"{left} of {limit} left ({self.domain.key}), {whom}"
+
+
 @dataclass(slots=True)
 class Wish:
     """What all domains together want of one call.
 
-    `hold` says why it should wait (empty: it need not), `room` by how much it may grow before the kernel
+    `hold` is why it should wait (None: it need not), `room` by how much it may grow before the kernel
     slows it down (None: not watched, for nobody is above it).
     """
 
-    hold: str = ""
+    hold: Cause | None = None
     may_thaw: bool = True
     room: int | None = None
 
@@ -124,7 +137,7 @@ def judge(situation: Situation, wishes: Mapping[str, Wish]) -> list[Call]:
             above_grow, equals_grow = above_grow or equals_grow, False
         wish, has_above = wishes[call.key], call.rank != calls[0].rank
         if index and _must_wait(headroom, reserve, above_grow, equals_grow or others_grow):
-            wish.hold = _why(situation.domain, above_grow)
+            wish.hold = Cause(situation.domain, above_grow)
             held.add(call.key)
         if index:
             enough = headroom > reserve * (THAW if has_above else PEER_THAW)
@@ -138,11 +151,6 @@ def judge(situation: Situation, wishes: Mapping[str, Wish]) -> list[Call]:
 
 def _must_wait(headroom: float, reserve: float, above_grow: bool, equals_grow: bool) -> bool:
     return (above_grow and headroom < reserve) or ((above_grow or equals_grow) and headroom < reserve * PEER)
-
-
-def _why(domain: Domain, above_grow: bool) -> str:
-    whom = "a call of higher priority grows" if above_grow else "an older call grows"
-    return f"{show_size(max(0, domain.headroom))} of {show_size(domain.limit)} left ({domain.key}), {whom}"
 
 
 def _in_order(situation: Situation, held: set[str]) -> list[Call]:
@@ -166,15 +174,20 @@ def may_change(held: Held, now: float) -> bool:
     return now - held.changed_at >= (MIN_RUN_S if held.frozen_at is None else MIN_FROZEN_S)
 
 
+def is_scarce(situation: Situation) -> bool:
+    """Whether waiting may not be enough."""
+    return situation.domain.headroom < situation.reserve * SCARCE
+
+
 def make_room(situation: Situation, emptied_at: float) -> tuple[Call, str] | None:
-    """Where waiting is not enough: whom to take memory from, and how (`reclaim`, `kill`).
+    """Where it is scarce and waiting is not enough: whom to take memory from, and how (`reclaim`, `kill`).
 
     Freezing frees nothing. With swap the frozen ones are swapped out; without, when one above is about to
     hit the limit, the fattest of the lowest rank dies before the kernel picks the fattest of all.
     """
     growing = [call.rank for call in situation.calls if situation.grows(call)]
     headroom, since = situation.domain.headroom, situation.now - emptied_at
-    if not growing or headroom >= situation.reserve * SCARCE:
+    if not growing:
         return None
     lower = [call for call in situation.calls if call.rank < max(growing)]
     if situation.domain.swap >= SWAP_LEAST:

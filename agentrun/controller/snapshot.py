@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -24,9 +23,9 @@ from agentrun.plan import WEIGHT_DEFAULT
 ReadAtOnce = Callable[[Iterable[str]], Mapping[str, Seen]]
 _BOUNDS_EVERY_S = 1.0
 _BOUND_ROOM = 0.95
-# Of files of sixty lines two or three matter: to take all apart was an eighth of a look.
-_MEMINFO = re.compile(rb"^(MemTotal|MemAvailable|SwapFree): +(\d+) kB$", re.MULTILINE)
-_FILE_CACHE = re.compile(rb"^(?:in)?active_file (\d+)$", re.MULTILINE)
+_MEMINFO = (b"MemTotal:", b"MemAvailable:", b"SwapFree:")
+_FILE_CACHE = (b"inactive_file", b"active_file")
+_NUMBER_MOST = 40  # bytes of a number and the blanks before it
 _RESERVE_MOST = 0.5  # of a container's limit: what an agent's leaf may keep from the calls
 
 
@@ -62,10 +61,24 @@ class Files:
         text = (self.read(name) or b"").strip()
         return int(text) if text.isdigit() else None
 
-    def pairs(self, name: str) -> dict[bytes, int]:
-        """A flat keyed file; empty where it is missing."""
-        rows = (line.split() for line in (self.read(name) or b"").splitlines())
-        return {row[0]: int(row[1]) for row in rows if len(row) >= 2 and row[1].isdigit()}
+    def keyed(self, name: str, *keys: bytes) -> dict[bytes, int]:
+        """Some numbers of a flat keyed file; those that are there.
+
+        Of sixty lines two or three matter: to take all apart, or to search by regular expressions, was a
+        quarter of a look.
+        """
+        text, found = b"\n" + (self.read(name) or b""), {}
+        for key in keys:
+            at = text.find(b"\n%b " % key)
+            start = at + len(key) + 2
+            words = text[start : start + _NUMBER_MOST].split(None, 1) if at >= 0 else []
+            if words and words[0].isdigit():
+                found[key] = int(words[0])
+        return found
+
+    def count(self, name: str, key: bytes) -> int:
+        """One of them; 0 where it is missing."""
+        return self.keyed(name, key).get(key, 0)
 
     def pressure(self, kind: str) -> dict[str, tuple[float, int]]:
         """How long `memory`, `cpu` or `io` was waited for (see `parse_pressure`); empty without PSI."""
@@ -95,11 +108,19 @@ class Member:
         self.weight = int(limits.get("cpu_weight") or WEIGHT_DEFAULT)
         self.may_boost = (state.get("care") or {}).get("boost") is not False
 
+    def is_populated(self) -> bool:
+        """Whether anything lives in the call."""
+        return self.files.count("cgroup.events", b"populated") == 1
+
+    def cpu_s(self) -> float:
+        """The CPU time of the call so far."""
+        return self.files.count("cpu.stat", b"usage_usec") / 1e6
+
     def look(self) -> Seen:
         """What the call's files say."""
-        if not self.files.pairs("cgroup.events").get(b"populated"):
+        if not self.is_populated():
             return Seen(0, 0, False)
-        high = self.files.pairs("memory.events").get(b"high", 0)
+        high = self.files.count("memory.events", b"high")
         return Seen(self.files.number("memory.current") or 0, high, True)
 
     def call(self, seen: Seen, domains: tuple[str, ...]) -> Call | None:
@@ -204,7 +225,7 @@ class Reader:
                 calls.append(call)
         populated = Counter(domain for call in calls for domain in call.domains)
         shared = {domain for domain, count in populated.items() if count > 1 or admits}
-        free = memory.get(b"SwapFree", 0)
+        free = memory.get(b"SwapFree:", 0)
         self.used.clear()
         domains_ = [self._domain(path, limit, free) for path, limit in limits.items() if path in shared]
         if HOST in shared and memory:
@@ -223,8 +244,7 @@ class Reader:
         files = self._above[path]
         usage = self.used[path] = files.number("memory.current") or 0
         if usage > limit * WATCH:  # memory.stat is dear: it adds up all CPUs and all that is below
-            cached = _FILE_CACHE.findall(files.read("memory.stat") or b"")
-            usage = max(0, usage - sum(map(int, cached)))
+            usage = max(0, usage - sum(files.keyed("memory.stat", *_FILE_CACHE).values()))
         swap_max = files.number("memory.swap.max")
         if swap_max is not None and swap_free:
             swap_free = min(swap_free, swap_max - (files.number("memory.swap.current") or 0))
@@ -232,8 +252,7 @@ class Reader:
 
     def _meminfo(self) -> dict[bytes, int]:
         """What is needed of /proc/meminfo, in bytes."""
-        found = _MEMINFO.findall(self._proc.read("meminfo") or b"")
-        return {name: int(value) * 1024 for name, value in found}
+        return {name: kib * 1024 for name, kib in self._proc.keyed("meminfo", *_MEMINFO).items()}
 
     def _bounds(self, now: float) -> tuple[Bound, ...]:
         if now - self._bounds_at < _BOUNDS_EVERY_S:
@@ -262,8 +281,8 @@ class Reader:
 
 
 def _host(memory: Mapping[bytes, int]) -> Domain:
-    total = memory.get(b"MemTotal", 0)
-    return Domain(HOST, total, total - memory.get(b"MemAvailable", 0), memory.get(b"SwapFree", 0))
+    total = memory.get(b"MemTotal:", 0)
+    return Domain(HOST, total, total - memory.get(b"MemAvailable:", 0), memory.get(b"SwapFree:", 0))
 
 
 def _bound(container: Files) -> int | None:

@@ -72,14 +72,13 @@ class Daemon(Loop):
         self.on_change: list[Callable[[], None]] = []
         self.sessions = f"{paths.run}/{calls.SESSIONS}"
         self.live: dict[tuple[str, str], Call] = {}
-        self._inotify = inotify.Inotify()
+        self._inotify = inotify.Inotify(lambda fd: self.watch(fd, select.EPOLLIN, self._read_inotify))
         self._is_blind = False
         self._unrecorded: set[str] = set()
         self._directories: dict[int, str] = {}
         self._pid_files: dict[str, Call] = {}
         self.ingester = Ingester(paths)
         self._net_counts = NetCounts()
-        self.watch(self._inotify.fileno(), select.EPOLLIN, self._read_inotify)
 
     def run(self) -> None:
         """Work until told to stop."""
@@ -105,11 +104,7 @@ class Daemon(Loop):
             self._found(path, name)
 
     def _follow_directory(self, path: str, events: int) -> None:
-        """Be told of what appears there; without, it is found when we look at everything (`_sweep`).
-
-        Watches are counted for each user of the host (`fs.inotify.max_user_watches`), and root in a container
-        without user namespaces is the same: it can use up all of them.
-        """
+        """Be told of what appears there; without, it is found when we look at everything (`_sweep`)."""
         try:
             self._directories[self._inotify.add(path, events)] = path
         except OSError as error:

@@ -6,6 +6,7 @@ import ctypes
 import fcntl
 import os
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 
 IN_CLOSE_WRITE = 0x008
@@ -38,17 +39,26 @@ class Event:
 
 
 class Inotify:
-    """One inotify instance; readable through `fileno`."""
+    """One inotify instance, made with its first watch; `made` is then told its descriptor, for epoll.
 
-    def __init__(self) -> None:
-        self._fd = _check(_libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK), "inotify_init1")
+    Instances and watches are counted for each user of the host (`fs.inotify.max_user_instances`, 128, and
+    `fs.inotify.max_user_watches`), and root in a container without user namespaces is the same: it can use
+    up all of them. So whoever watches goes on without, and tries again.
+    """
+
+    def __init__(self, made: Callable[[int], object] = lambda fd: None) -> None:
+        self._made = made
+        self._fd = -1
 
     def fileno(self) -> int:
-        """The descriptor, for epoll."""
+        """The descriptor; -1 while there is none."""
         return self._fd
 
     def add(self, directory: str, mask: int) -> int:
         """Watch a directory; returns the number of the watch. Raises OSError."""
+        if self._fd < 0:
+            self._fd = _check(_libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK), "inotify_init1")
+            self._made(self._fd)
         flags = mask | IN_ONLYDIR | IN_DONT_FOLLOW
         return _check(_libc.inotify_add_watch(self._fd, os.fsencode(directory), flags), directory)
 
@@ -73,7 +83,8 @@ class Inotify:
 
     def close(self) -> None:
         """Forget all watches."""
-        os.close(self._fd)
+        if self._fd >= 0:
+            os.close(self._fd)
 
 
 _PIDFD_INFO = struct.Struct("QQIIIIIIIIIIIi")  # struct pidfd_info, first version (include/uapi/linux/pidfd.h)

@@ -106,7 +106,7 @@ class _Service:
         self._keeper = Keeper(paths)
         self._planned = False
         self._rest_until = float("-inf")
-        self._inotify = inotify.Inotify()
+        self._inotify = inotify.Inotify(lambda fd: loop.watch(fd, select.EPOLLIN, self._file_changed))
         self._state = -1  # the watch of our directory of state, where much else happens
         self._links = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
@@ -116,7 +116,6 @@ class _Service:
     def start(self) -> None:
         self._links.bind((0, _LINK_GROUP))
         self._loop.watch(self._links.fileno(), select.EPOLLIN, self._link_changed)
-        self._loop.watch(self._inotify.fileno(), select.EPOLLIN, self._file_changed)
         self._beat()
 
     def _beat(self) -> None:
@@ -145,7 +144,7 @@ class _Service:
         try:
             return self._inotify.add(directory, _EVENTS)
         except OSError:
-            return -1  # not there yet, or gone again: the next look tries again
+            return -1  # not there yet, gone again, or no watches left: the next look tries again
 
     def _link_changed(self, _: int) -> None:
         # ENOBUFS: some were lost, which tells the same as one that was not.

@@ -163,11 +163,11 @@ def _intervals(collector: Collector, options: Options, output: Output, began: fl
     """Print what was done at each interval until it is time to end."""
     end = began + options.seconds if options.seconds is not None else float("inf")
     before, last = collector.rows(), began
-    with _new_calls(collector.target) as watch:
+    with _new_calls(collector.target) as watched:
         while not collector.is_over():
             due = min(last + options.interval, end)
             while (left := due - time.monotonic()) > 0 and not collector.is_over():
-                if select.select([watch], [], [], min(left, _OVER_CHECK_S))[0]:
+                for watch in select.select(watched, [], [], min(left, _OVER_CHECK_S))[0]:
                     watch.read()
                     collector.look()
             shown, now = collector.sample(), time.monotonic()
@@ -178,13 +178,13 @@ def _intervals(collector: Collector, options: Options, output: Output, began: fl
 
 
 @contextlib.contextmanager
-def _new_calls(found: target.Target) -> Iterator[inotify.Inotify]:
-    """Tells when a call's cgroup is made."""
+def _new_calls(found: target.Target) -> Iterator[list[inotify.Inotify]]:
+    """What tells when a call's cgroup is made; nothing where the host has no watch left."""
     watch = inotify.Inotify()
     try:
-        with contextlib.suppress(OSError):  # the container ends
+        with contextlib.suppress(OSError):  # that, or the container ends
             watch.add(found.calls.path, inotify.IN_CREATE)
-        yield watch
+        yield [watch] if watch.fileno() >= 0 else []
     finally:
         watch.close()
 

@@ -109,12 +109,13 @@ def test_call_in_time_is_not_killed(node):
     assert (record["verdict"], record["flags"]) == ("ok", [])
 
 
-def test_calls_are_found_where_the_host_has_no_watches_left(node):
-    """A container's root, without a user namespace, uses up what root has (fs.inotify.max_user_watches)."""
+@pytest.mark.parametrize("none_left", ["add_watch", "init1"])
+def test_calls_are_found_where_the_host_has_no_watches_left(node, none_left):
+    """A container's root, without a user namespace, uses up what root has (see `Inotify`)."""
     refuse = (
-        "import errno, os; from agentrun import daemon, inotify; daemon._SWEEP_S = 0.2\n"
-        "def refuse(*_): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))\n"
-        "inotify.Inotify.add = refuse"
+        "import ctypes, errno; from agentrun import daemon, inotify; daemon._SWEEP_S = 0.2\n"
+        "def refuse(*_): ctypes.set_errno(errno.EMFILE); return -1\n"
+        f"inotify._libc.inotify_{none_left} = refuse"
     )
     python, option, text = DAEMON
     code = f"{text.rpartition(';')[0]}\n{refuse}\nmain()"

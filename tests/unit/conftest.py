@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from controllerhost import host as host
 from hypothesis import settings
 
 # A busy machine is not a bug: what must be fast measures its own CPU time.

@@ -30,6 +30,7 @@ WAITING = "wait-"  # a call that waits before it takes a slot; see `waiting_name
 SESSIONS = "sessions"
 _LOCK = "lock"
 _BOUND = "bound"  # the cgroup of all calls, where agentrund bounds it
+_START_SHARE = "start-share"  # the cgroup that runtimes start calls in; the shell front reads it
 _SHORTENED = "%-"  # in the name of a root directory whose own is too long for one
 _STATE_LIMIT = 1 << 20
 _HARVEST_LIMIT = 16  # slots that one exec looks at, so that its own cost stays bounded
@@ -140,6 +141,10 @@ class Calls:
     def keep_bound(self, parent: str) -> None:
         """Note that the cgroup of all calls has a limit that goes with agentrund. Raises OSError."""
         self._write(_BOUND, parent.encode("utf-8", "surrogateescape"))
+
+    def keep_start_share(self, cgroup: str) -> None:
+        """Note the cgroup that runtimes start calls in (see startshare.py). Raises OSError."""
+        self._write(_START_SHARE, f"{cgroup}\n".encode())  # `read` of the shell wants a whole line
 
     def bound(self) -> str | None:
         """The cgroup of all calls, where it was bounded once."""

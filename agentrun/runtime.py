@@ -8,10 +8,22 @@ from __future__ import annotations
 
 import posix
 
-from agentrun import argv, calls, config, container, execcall, handoff, layout, log, paths, session
+from agentrun import (
+    argv,
+    calls,
+    config,
+    container,
+    execcall,
+    handoff,
+    layout,
+    log,
+    paths,
+    session,
+    startshare,
+)
 from agentrun import policy as policies
 from agentrun.cgroup import Cgroup
-from agentrun.errors import HandoffError, RefusedError, reason
+from agentrun.errors import CgroupError, HandoffError, RefusedError, reason
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -81,9 +93,9 @@ def _start(host: Host, found: container.Container) -> None:
     missing = layout.ensure(container_cgroup, policy.get("agent"))
     if choice.mode == "enforce":
         tier = policy["tiers"].get(choice.tier, {})
-        layout.share_cpu(container_cgroup, tier.get("cpu", {}).get("weight"))
-        if tier.get("network"):
-            _show(host.paths, found)
+        weight = tier.get("cpu", {}).get("weight")
+        layout.share_cpu(container_cgroup, weight)
+        _begin_session(host.paths, found, startshare.lower(weight), shows=bool(tier.get("network")))
     if missing:
         log.warn(
             host.paths,
@@ -93,10 +105,27 @@ def _start(host: Host, found: container.Container) -> None:
         )
 
 
-def _show(host: paths.Paths, found: container.Container) -> None:
-    """Make the directory of a container before its first call: agentrun-net sets its rate when it appears."""
-    session = calls.open_calls(host, found.root, found.container_id)
-    if session is not None:
+def _begin_session(
+    host: paths.Paths, found: container.Container, start_weight: int | None, *, shows: bool
+) -> None:
+    """Make the directory of a container before its first call, where something is to be in it.
+
+    Or to be seen: agentrun-net sets the rate of a container when it appears.
+    """
+    session = calls.open_calls(host, found.root, found.container_id) if start_weight or shows else None
+    if session is None:
+        return
+    try:
+        if start_weight is not None:
+            startshare.enter(session, start_weight, host.cgroup_root)
+    except (CgroupError, OSError) as error:
+        log.warn(
+            host,
+            "calls are started with the engine's share of the CPUs",
+            container=found.container_id,
+            error=str(error),
+        )
+    finally:
         session.close()
 
 

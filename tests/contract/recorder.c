@@ -1,5 +1,6 @@
 /*
- * A runtime that only records what it was given: argv, environment, descriptors, directory, stdio, signals.
+ * A runtime that only records what it was given: argv, environment, descriptors, directory, stdio, signals,
+ * cgroup.
  *
  * In C, because Python ignores SIGPIPE before its first line and a shell blocks signals while it waits.
  * Writes one NAME=VALUE a line (values with \xHH for what is not printable) to RECORDER_OUTPUT, made in one
@@ -43,6 +44,20 @@ static void put_signals(FILE *out)
 		fclose(status);
 }
 
+static void put_cgroup(FILE *out)
+{
+	char line[4096];
+	FILE *own = fopen("/proc/self/cgroup", "re");
+
+	while (own && fgets(line, sizeof(line), own))
+		if (!strncmp(line, "0::", 3)) {
+			line[strcspn(line, "\n")] = 0;
+			put(out, "cgroup", line);
+		}
+	if (own)
+		fclose(own);
+}
+
 static void put_descriptors(FILE *out)
 {
 	for (int fd = 0; fd < 64; fd++) {
@@ -84,6 +99,7 @@ int main(int argc, char **argv)
 	for (char **at = environ; *at; at++)
 		put(out, "env", *at);
 	put_signals(out);
+	put_cgroup(out);
 	put_descriptors(out);
 	if (getcwd(directory, sizeof(directory)))
 		put(out, "cwd", directory);

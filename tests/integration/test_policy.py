@@ -57,6 +57,11 @@ def engine(request) -> Iterator[Engine]:
     made.rm("ours")
 
 
+def cpu_s(cgroup: Path) -> float:
+    """The CPU time used in a cgroup."""
+    return int((cgroup / "cpu.stat").read_text().split()[1]) / 1e6
+
+
 def call(engine: Engine, *command: str, options: tuple[str, ...] = ()) -> dict[str, Any]:
     """Run a call in the container; returns its record."""
     engine("exec", *options, "ours", *command)
@@ -151,7 +156,12 @@ def test_tier_cuts_calls_and_shares_the_cpu(engine):
     container = engine.create("tiered", engine.wrapped, *options, IMAGE, "sleep", "1000000")
     try:
         assert (engine.cgroup("tiered") / "cpu.weight").read_text() == "33\n"
+        (noted,) = SESSIONS.glob(f"*/{container}/start-share")
+        starts = Path(noted.read_text().strip())
+        assert (starts / "cpu.weight").read_text() == "33\n"
+        before = cpu_s(starts)
         engine("exec", "tiered", "true")
+        assert cpu_s(starts) > before + 0.01 and (starts / "cgroup.procs").read_text() == ""
         record = records(container)[-1]
         assert (record["tier"], record["session"], record["limits"]["memory"]) == ("low", "tiered", 100 << 20)
     finally:

@@ -1,0 +1,66 @@
+"""Calls of a low tier are started with that tier's share of the CPUs, before Python starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+POLICY = "version: 1\ntiers: {low: {cpu: {weight: 25}}}\nsessions: [{tier: low}]\n"
+
+
+@pytest.fixture
+def share(box) -> Iterator[Path]:
+    """A cgroup that starts of calls in `box` are to have their share in."""
+    made = box.cgroup.parent / f"{box.cgroup.name}-share"
+    made.mkdir()
+    yield made
+    made.rmdir()
+
+
+def start_in(box, share: Path) -> None:
+    """What `start` notes where the host's cgroups have a cpu controller."""
+    box.run("--root", box.state, "exec", "box", "true")
+    session = next(box.root.glob("run/agentrun/sessions/*/box"))
+    (session / "start-share").write_text(f"{share}\n")
+
+
+def place_of(box, *argv: str) -> str:
+    """The cgroup in which the backend came to be, below the mount."""
+    done = box.run("--root", box.state, *argv)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    (line,) = box.recording().all("cgroup")
+    return line.removeprefix("0::/")
+
+
+def test_exec_is_started_in_the_share_of_its_container(box, share):
+    own = place_of(box, "exec", "box", "true")
+    start_in(box, share)
+    assert own != share.name
+    assert place_of(box, "exec", "--cwd", "/", "-e", "A=b", "box", "true", "exec") == share.name
+    assert box.recording().all("argv")[-3:] == ["box", "true", "exec"]
+    assert [place_of(box, verb, "box") for verb in ("state", "kill", "delete")] == [own] * 3
+
+
+@pytest.mark.parametrize("text", ["", "/nowhere\n", "/sys/fs/cgroup"])
+def test_share_that_cannot_be_had_stands_in_nobodys_way(box, share, text):
+    own = place_of(box, "exec", "box", "true")
+    start_in(box, share)
+    next(box.root.glob("run/agentrun/sessions/*/box/start-share")).write_text(text)
+    assert place_of(box, "exec", "box", "true") == own
+
+
+def test_share_is_there_only_where_there_is_a_cpu_controller(box):
+    folder = box.root / "etc/agentrun/policy.d"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "10-test.yaml").write_text(POLICY)
+    try:
+        box.run("--root", box.state, "start", "box")
+        noted = [path.read_text() for path in box.root.glob("run/agentrun/sessions/*/box/start-share")]
+        share = box.cgroup.parent / "agentrun-starts-25"
+        has_controller = (box.cgroup / "cpu.weight").exists()
+        assert (noted, share.exists()) == ([f"{share}\n"] * has_controller, has_controller)
+        assert not [line for line in box.log() if "share" in line["msg"]]
+    finally:
+        (folder / "10-test.yaml").unlink()

@@ -9,11 +9,13 @@ taken from HIGH, also for calls of LOW (docs/enforcement-cpu.md). So a tier with
 
 It is no part of a container, for then the runtime's memory would be the container's too, and `docker pause`
 would stop it half way. Nothing is limited there but the share. The file `start-share` in the session's
-directory names it; the shell front reads it, before Python starts. The cgroup stays when containers go, for
-others have their starts in it as well.
+directory names it and the number of CPUs; the shell front reads it, and goes there before Python starts if
+CPUs are short. The cgroup stays when containers go, for others have their starts in it as well.
 """
 
 from __future__ import annotations
+
+import posix
 
 from agentrun.cgroup import Cgroup
 from agentrun.errors import CgroupError
@@ -44,5 +46,5 @@ def enter(session: Calls, weight: int, cgroup_root: str) -> None:
     except CgroupError:
         share.remove()
         return
-    session.keep_start_share(share.path)
+    session.keep_start_share(share.path, posix.cpu_count() or 1)
     share.write("cgroup.procs", "0")

@@ -19,11 +19,11 @@ def share(box) -> Iterator[Path]:
     made.rmdir()
 
 
-def start_in(box, share: Path) -> None:
-    """What `start` notes where the host's cgroups have a cpu controller."""
+def start_in(box, share: object, cpus: int = 0) -> None:
+    """What `start` notes where the host's cgroups have a cpu controller; with 0 CPUs they are short."""
     box.run("--root", box.state, "exec", "box", "true")
     session = next(box.root.glob("run/agentrun/sessions/*/box"))
-    (session / "start-share").write_text(f"{share}\n")
+    (session / "start-share").write_text(f"{share} {cpus}\n")
 
 
 def place_of(box, *argv: str) -> str:
@@ -43,7 +43,14 @@ def test_exec_is_started_in_the_share_of_its_container(box, share):
     assert [place_of(box, verb, "box") for verb in ("state", "kill", "delete")] == [own] * 3
 
 
-@pytest.mark.parametrize("text", ["", "/nowhere\n", "/sys/fs/cgroup"])
+def test_exec_stays_where_it_is_while_there_are_cpus_for_all(box, share):
+    own = place_of(box, "exec", "box", "true")
+    start_in(box, share, cpus=100_000)
+    avg10 = float(Path("/proc/pressure/cpu").read_text().split()[1].partition("=")[2])
+    assert place_of(box, "exec", "box", "true") == (share.name if avg10 >= 1 else own)
+
+
+@pytest.mark.parametrize("text", ["", "/nowhere 0\n", "/sys/fs/cgroup\n", "no number\n"])
 def test_share_that_cannot_be_had_stands_in_nobodys_way(box, share, text):
     own = place_of(box, "exec", "box", "true")
     start_in(box, share)
@@ -60,7 +67,8 @@ def test_share_is_there_only_where_there_is_a_cpu_controller(box):
         noted = [path.read_text() for path in box.root.glob("run/agentrun/sessions/*/box/start-share")]
         share = box.cgroup.parent / "agentrun-starts-25"
         has_controller = (box.cgroup / "cpu.weight").exists()
-        assert (noted, share.exists()) == ([f"{share}\n"] * has_controller, has_controller)
+        assert [line.split()[0] for line in noted] == [str(share)] * has_controller
+        assert share.exists() == has_controller
         assert not [line for line in box.log() if "share" in line["msg"]]
     finally:
         (folder / "10-test.yaml").unlink()

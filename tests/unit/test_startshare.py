@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ def test_share_is_made_entered_and_noted_where_there_is_a_controller(tmp_path: P
     startshare.enter(session, 25, str(tmp_path))
     noted = [path.read_text() for path in Path(session.where).iterdir()]
     session.close()
-    assert noted == [f"{share}\n"] * has_controller
+    assert noted == [f"{share} {os.cpu_count()}\n"] * has_controller
     assert share.exists() == has_controller
     if has_controller:
         assert [(share / name).read_text() for name in ("cpu.weight", "cgroup.procs")] == ["25", "0"]

@@ -216,7 +216,7 @@ TIER = Table(
                     "weight": Key(
                         _WEIGHT,
                         "Share of the whole container among others (`cpu.weight` of its own cgroup); left "
-                        "alone where the engine set one.",
+                        "alone where the engine set one. Below 100 also of what it takes to start its calls.",
                         "the engine's",
                         "400",
                     ),

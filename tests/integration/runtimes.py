@@ -77,8 +77,9 @@ def records(container_id: str = "") -> list[dict[str, Any]]:
 
 
 def leftovers() -> list[str]:
-    """Cgroups and state that a deleted container must not leave behind."""
-    cgroups = [str(path) for path in CGROUP.rglob("agentrun-*") if path.is_dir()]
+    """Cgroups and state that a deleted container must not leave behind; shares of starts are the host's."""
+    made = (path for path in CGROUP.rglob("agentrun-*") if path.is_dir())
+    cgroups = [str(path) for path in made if not path.name.startswith("agentrun-starts-")]
     states = [str(path) for path in SESSIONS.rglob("*") if path.is_file()]
     return cgroups + states
 

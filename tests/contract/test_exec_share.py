@@ -38,7 +38,7 @@ def test_exec_is_started_in_the_share_of_its_container(box, share):
     own = place_of(box, "exec", "box", "true")
     start_in(box, share)
     assert own != share.name
-    assert place_of(box, "exec", "--cwd", "/", "-e", "A=b", "box", "true", "exec") == share.name
+    assert place_of(box, "exec", "--cwd", "/", "-u", "", "-e", "A=b", "box", "true", "exec") == share.name
     assert box.recording().all("argv")[-3:] == ["box", "true", "exec"]
     assert [place_of(box, verb, "box") for verb in ("state", "kill", "delete")] == [own] * 3
 

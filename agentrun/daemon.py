@@ -50,7 +50,8 @@ _CGROUP_RETRY_S = 0.002  # a slot is there a moment before its cgroup
 # An exit status is there once the parent (shim, conmon) has reaped the process: nearly always at once. Else
 # we look ever less often, up to ten times less, for a second.
 _STATUS_RETRY_S = 0.002
-_STATUS_TRIES = 73
+_STATUS_TRIES = 73  # a second
+_REAP_TRIES = 500  # ten seconds: so long a shim that is short of CPU may take to reap
 _LOOK_AGAIN_S = 0.01  # for a call by hand, whose runtime takes a while to become the command
 _LOOKS = 20
 _SWEEP_S = 10.0  # what an event should have told and did not
@@ -273,6 +274,13 @@ class Daemon(Loop):
             call.unsaved["killed_by"] = "engine"
         return True
 
+    def _may_come(self, call: Call) -> bool:
+        """Whether to wait on for the exit status."""
+        if call.tries < _STATUS_TRIES:
+            return True
+        is_reaped = call.main_pidfd is None or processes.is_reaped(call.main_pidfd)
+        return not is_reaped and call.tries < _REAP_TRIES
+
     def _ended_with_container(self, call: Call, status: int) -> bool:
         was_killed = os.WTERMSIG(status) == signal.SIGKILL and not call.state.get("killed_by")
         return was_killed and containerend.took_along(call.state, self.paths.cgroup_root)
@@ -294,7 +302,7 @@ class Daemon(Loop):
         if calls.is_starting(call.state):
             return
         call.ended_at = call.ended_at or time.time()
-        if not self._read_status(call) and call.tries < _STATUS_TRIES:
+        if not self._read_status(call) and self._may_come(call):
             call.tries += 1
             self.later(_STATUS_RETRY_S * min(10, 1 + call.tries // 5), lambda: self._check_end(call))
             return

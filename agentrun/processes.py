@@ -40,6 +40,12 @@ def pidfd_in(pid: int, cgroup: Cgroup, cgroup_root: str) -> int | None:
     return pidfd
 
 
+def is_reaped(pidfd: int) -> bool:
+    """Whether a process is gone, or somebody has asked for its exit status (proc_pid_fdinfo.5, `Pid`)."""
+    with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as file:
+        return any(line.split() == ["Pid:", "-1"] for line in file)
+
+
 def read_pid(path: object) -> int | None:
     if not isinstance(path, str):
         return None

@@ -109,6 +109,14 @@ def test_call_in_time_is_not_killed(node):
     assert (record["verdict"], record["flags"]) == ("ok", [])
 
 
+def test_exit_code_is_known_though_it_is_asked_for_late(node):
+    """A shim that is short of CPU reaps when it can."""
+    node.start()
+    call_id = node.call("sh", "-c", "sleep 0.2; exit 7")
+    time.sleep(2.5)
+    assert node.record(call_id)["exit_code"] == 7
+
+
 @pytest.mark.parametrize("none_left", ["add_watch", "init1"])
 def test_calls_are_found_where_the_host_has_no_watches_left(node, none_left):
     """A container's root, without a user namespace, uses up what root has (see `Inotify`)."""

@@ -101,6 +101,15 @@ class Host:
     def set(self, call: Path, mib: int, populated: int = 1) -> None:
         self.write(call, {"memory.current": mib * MIB, "cgroup.events": f"populated {populated}\nfrozen 0"})
 
+    def over(self, call: Path) -> None:
+        """The call is over and recorded: its slot is free for the next one."""
+        key = next(key for key, live in self.loop.live.items() if live.cgroup.path == str(call))
+        del self.loop.live[key]
+        session = calls.open_where(self.paths, key[0])
+        assert session
+        session.free_slot(key[1])
+        session.close()
+
     def state(self, name: str) -> dict[str, Any]:
         path = next(Path(self.paths.run).glob(f"sessions/*/{name}/call-0"))
         return json.loads(path.read_text())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from controllerhost import LOW, Host
 
-from agentrun import calls, release
+from agentrun import release
 
 
 def boost(host: Host) -> tuple[Path, Path]:
@@ -118,12 +118,7 @@ def test_next_call_in_a_boosted_slot_begins_anew(host):
     _, quick = boost(host)
     burn(quick, 2)
     host.loop.run(0.3)
-    key = next(key for key, call in host.loop.live.items() if call.state["id"] == "quick")
-    del host.loop.live[key]
-    session = calls.open_where(host.paths, key[0])
-    assert session
-    session.free_slot("call-1")
-    session.close()
+    host.over(quick)
     host.loop.run(3)  # what the last look said of the wait for CPUs is old
     again = host.call("box", LOW, call_id="again", start=time.time())
     host.loop.run(0.05)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from controllerhost import HIGH, LOW, MIB, Host
 
-from agentrun import calls, mrelease, release
+from agentrun import mrelease, release
 from agentrun.cgroup import Cgroup
 from agentrun.controller.model import Action
 from agentrun.errors import CgroupError
@@ -98,7 +98,7 @@ def test_last_call_is_thawed_though_it_was_frozen_just_before_all_others_ended(h
             break
     assert freeze_of(low) == "1"
     host.set(high, 0, populated=0)
-    del host.loop.live[next(key for key, call in host.loop.live.items() if call.cgroup.path == str(high))]
+    host.over(high)
     host.controller.changed()
     host.loop.run(1)
     assert freeze_of(low) == "0"
@@ -124,11 +124,7 @@ def test_reserve_of_the_agent_stays_between_calls_and_goes_with_agentrund(host):
     host.controller.changed()
     host.loop.run(2)
     assert int((parent / "memory.max").read_text()) == 300 * MIB
-    session = calls.open_calls(host.paths, f"{host.paths.root}/runc", "box")
-    assert session
-    session.free_slot("call-0")  # recorded
-    session.close()
-    host.loop.live.clear()
+    host.over(call)
     host.controller.changed()
     host.loop.run(2)
     assert int((parent / "memory.max").read_text()) == 300 * MIB
@@ -176,12 +172,7 @@ def test_call_says_who_killed_it_before_it_is_dead(host, monkeypatch, fails):
 
 def test_next_call_in_a_slot_inherits_nothing(host):
     _, low = contend(host)
-    key = next(key for key, call in host.loop.live.items() if call.state["id"] == "low")
-    del host.loop.live[key]
-    session = calls.open_where(host.paths, key[0])
-    assert session
-    session.free_slot("call-0")
-    session.close()
+    host.over(low)
     again = host.call("low", LOW, mib=1, call_id="again")
     assert again == low and freeze_of(low) == "0"
     host.use(232)

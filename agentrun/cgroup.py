@@ -112,13 +112,12 @@ class Cgroup:
     def pids_below(self, most: int) -> list[int]:
         """Processes in this cgroup and below: so many of them, from so many cgroups, which may be nested."""
         found: list[int] = []
-        left = [self]
-        for _ in range(most):
-            if not left or len(found) >= most:
+        places = [self]
+        for number, here in enumerate(places):  # which grows meanwhile
+            if max(number, len(found)) >= most:
                 break
-            here = left.pop()
             found += here.pids()
-            left += here.children()
+            places += here.children()
         return found[:most]
 
     def is_populated(self) -> bool:

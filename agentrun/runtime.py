@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 # A container must stay deletable and listable whatever the operator's fail policy is.
 _MAY_REFUSE = ("start", "exec")
+_LISTED = 1 << 16  # processes, and cgroups that a container may have nested
 
 
 class Host:
@@ -143,13 +144,6 @@ def _delete(host: Host, invocation: argv.Invocation, found: container.Container)
         session.close()
 
 
-def _all_pids(cgroup: Cgroup) -> list[int]:
-    pids = cgroup.pids()
-    for child in cgroup.children():
-        pids += _all_pids(child)
-    return pids
-
-
 def _crun_ps(invocation: argv.Invocation, found: container.Container) -> bool:
     """List the processes as crun does; crun before 1.27.1 reads only the container's top cgroup.
 
@@ -159,7 +153,7 @@ def _crun_ps(invocation: argv.Invocation, found: container.Container) -> bool:
     cgroup = Cgroup(found.cgroup)
     if found.kind != "crun" or form not in ("json", "table") or not layout.is_ready(cgroup):
         return False
-    pids = [str(pid) for pid in _all_pids(cgroup)]
+    pids = [str(pid) for pid in cgroup.pids_below(_LISTED)]
     if form == "table":
         text = "".join(f"{line}\n" for line in ["PID", *pids])
     else:

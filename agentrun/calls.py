@@ -142,9 +142,9 @@ class Calls:
         """Note that the cgroup of all calls has a limit that goes with agentrund. Raises OSError."""
         self._write(_BOUND, parent.encode("utf-8", "surrogateescape"))
 
-    def keep_start_share(self, cgroup: str, cpus: int) -> None:
+    def keep_start_share(self, note: bytes) -> None:
         """Note the cgroup that runtimes start calls in (see startshare.py). Raises OSError."""
-        self._write(_START_SHARE, f"{cgroup} {cpus}\n".encode())  # `read` of the shell wants a whole line
+        self._write(_START_SHARE, note)
 
     def bound(self) -> str | None:
         """The cgroup of all calls, where it was bounded once."""

@@ -31,6 +31,7 @@ class Paths:
         "run",
         "scheduler_off",
         "spill",
+        "start_shares",
         "state",
         "store",
     )
@@ -51,6 +52,7 @@ class Paths:
         self.holding = self.run + "/holding"  # there while agentrund's controller may hold calls back
         self.gate = self.run + "/gate"  # there while agentrund lets some calls wait before they start
         self.scheduler_off = self.run + "/scheduler-off"  # there since the CPU scheduler was unloaded by hand
+        self.start_shares = self.run + "/start-shares"  # what tiers of a low weight are started with
         self.cgroup_root = cgroup_root
 
 

@@ -23,7 +23,7 @@ from agentrun import (
 )
 from agentrun import policy as policies
 from agentrun.cgroup import Cgroup
-from agentrun.errors import CgroupError, HandoffError, RefusedError, reason
+from agentrun.errors import CgroupError, HandoffError, RefusedError, StateError, reason
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -96,7 +96,8 @@ def _start(host: Host, found: container.Container) -> None:
         tier = policy["tiers"].get(choice.tier, {})
         weight = tier.get("cpu", {}).get("weight")
         layout.share_cpu(container_cgroup, weight)
-        _begin_session(host.paths, found, startshare.lower(weight), shows=bool(tier.get("network")))
+        if choice.tier is not None:
+            _begin_session(host.paths, found, choice.tier, weight, shows=bool(tier.get("network")))
     if missing:
         log.warn(
             host.paths,
@@ -107,19 +108,20 @@ def _start(host: Host, found: container.Container) -> None:
 
 
 def _begin_session(
-    host: paths.Paths, found: container.Container, start_weight: int | None, *, shows: bool
+    host: paths.Paths, found: container.Container, tier: str, weight: int | None, *, shows: bool
 ) -> None:
     """Make the directory of a container before its first call, where something is to be in it.
 
     Or to be seen: agentrun-net sets the rate of a container when it appears.
     """
+    start_weight = startshare.lower(weight)
     session = calls.open_calls(host, found.root, found.container_id) if start_weight or shows else None
-    if session is None:
-        return
     try:
-        if start_weight is not None:
-            startshare.enter(session, start_weight, host.cgroup_root)
-    except (CgroupError, OSError) as error:
+        if start_weight is None:
+            startshare.forget(host, tier)
+        elif session is not None:
+            startshare.enter(host, session, tier, start_weight)
+    except (CgroupError, StateError, OSError) as error:
         log.warn(
             host,
             "calls are started with the engine's share of the CPUs",
@@ -127,7 +129,8 @@ def _begin_session(
             error=str(error),
         )
     finally:
-        session.close()
+        if session is not None:
+            session.close()
 
 
 def _delete(host: Host, invocation: argv.Invocation, found: container.Container) -> None:

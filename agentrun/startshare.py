@@ -8,22 +8,30 @@ taken from HIGH, also for calls of LOW (docs/enforcement-cpu.md). So a tier with
     /sys/fs/cgroup/agentrun-starts-5
 
 It is no part of a container, for then the runtime's memory would be the container's too, and `docker pause`
-would stop it half way. Nothing is limited there but the share. The file `start-share` in the session's
-directory names it and the number of CPUs; the shell front reads it, and goes there before Python starts if
-CPUs are short. The cgroup stays when containers go, for others have their starts in it as well.
+would stop it half way. Nothing is limited there but the share. The cgroup stays when containers go, for
+others have their starts in it as well.
+
+The shell front goes there before Python starts if CPUs are short. It reads `PATH CPUS`, the cgroup and the
+number of CPUs, from one of two files:
+
+    sessions/*/ID/start-share     at `exec`; there since the container's `start`
+    start-shares/TIER             at the `start` of a container whose annotations say that tier; there since
+                                  a container of it was started
 """
 
 from __future__ import annotations
 
 import posix
 
+from agentrun import files
 from agentrun.cgroup import Cgroup
-from agentrun.errors import CgroupError
+from agentrun.errors import CgroupError, StateError
 from agentrun.plan import WEIGHT_DEFAULT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from agentrun.calls import Calls
+    from agentrun.paths import Paths
 
 NAME = "agentrun-starts-"
 LEAST = 5  # whoever starts holds locks of the kernel now and then, and engines wait for it
@@ -34,17 +42,31 @@ def lower(weight: int | None) -> int | None:
     return None if weight is None or weight >= WEIGHT_DEFAULT else max(weight, LEAST)
 
 
-def enter(session: Calls, weight: int, cgroup_root: str) -> None:
-    """Have this runtime and the starts of the container's calls run with a lower weight.
+def enter(paths: Paths, session: Calls, tier: str, weight: int) -> None:
+    """Have this runtime, starts of the container's calls and of more of its tier run with a lower weight.
 
-    Nothing is done where cgroups have no `cpu` controller. Raises CgroupError, OSError.
+    Nothing is done where cgroups have no `cpu` controller. Raises CgroupError, StateError, OSError.
     """
-    share = Cgroup(f"{cgroup_root}/{NAME}{weight}")
+    share = Cgroup(f"{paths.cgroup_root}/{NAME}{weight}")
     share.make()
     try:
         share.write("cpu.weight", str(weight))
     except CgroupError:
         share.remove()
         return
-    session.keep_start_share(share.path, posix.cpu_count() or 1)
-    share.write("cgroup.procs", "0")
+    note = f"{share.path} {posix.cpu_count() or 1}\n".encode()  # `read` of the shell wants a whole line
+    session.keep_start_share(note)
+    posix.close(files.open_private_directory(paths.start_shares, StateError))
+    files.write_atomic(f"{paths.start_shares}/{tier}", note)
+    if (
+        posix.getpid() not in share.pids()
+    ):  # the front was here before: to move costs where it changes nothing, too
+        share.write("cgroup.procs", "0")
+
+
+def forget(paths: Paths, tier: str) -> None:
+    """Have a tier whose weight is no lower one start with the engine's share. Raises OSError."""
+    try:
+        posix.unlink(f"{paths.start_shares}/{tier}")
+    except FileNotFoundError:
+        return

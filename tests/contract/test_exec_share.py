@@ -1,7 +1,8 @@
-"""Calls of a low tier are started with that tier's share of the CPUs, before Python starts."""
+"""Containers of a low tier and their calls are started with its share of the CPUs, before Python starts."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,20 @@ def start_in(box, share: object, cpus: int = 0) -> None:
     box.run("--root", box.state, "exec", "box", "true")
     session = next(box.root.glob("run/agentrun/sessions/*/box"))
     (session / "start-share").write_text(f"{share} {cpus}\n")
+
+
+def note_tier(box, share: object, cpus: int = 0) -> None:
+    """What the `start` of a container of tier `low` notes for the next one."""
+    (box.root / "run/agentrun/start-shares").mkdir(parents=True)
+    (box.root / "run/agentrun/start-shares/low").write_text(f"{share} {cpus}\n")
+
+
+def annotate(box, *labels: str) -> None:
+    """Have runc's state of the container name these annotations."""
+    path = box.state / "box/state.json"
+    state = json.loads(path.read_text())
+    state["config"]["labels"] = ["bundle=/nowhere", *labels]
+    path.write_text(json.dumps(state, separators=(",", ":")))
 
 
 def place_of(box, *argv: str) -> str:
@@ -69,6 +84,57 @@ def test_share_is_there_only_where_there_is_a_cpu_controller(box):
         has_controller = (box.cgroup / "cpu.weight").exists()
         assert [line.split()[0] for line in noted] == [str(share)] * has_controller
         assert share.exists() == has_controller
+        assert not [line for line in box.log() if "share" in line["msg"]]
+    finally:
+        (folder / "10-test.yaml").unlink()
+
+
+def test_start_goes_to_the_share_of_the_tier_that_the_annotations_say(box, share):
+    own = place_of(box, "start", "box")
+    note_tier(box, share)
+    assert place_of(box, "start", "box") == own
+    annotate(box, "agentrun.dev/tier=low")
+    assert place_of(box, "start", "box") == share.name
+    assert [place_of(box, verb, "box") for verb in ("state", "kill", "delete")] == [own] * 3
+
+
+def test_start_knows_the_tier_from_the_copy_that_crun_keeps(box, share):
+    own = place_of(box, "start", "box")
+    note_tier(box, share)
+    copy = box.state / "box/config.json"
+    for given, place in [({"agentrun.dev/tier": "low"}, share.name), ({"a": "low"}, own)]:
+        copy.write_text(json.dumps({"annotations": given}, indent=2))
+        assert place_of(box, "start", "box") == place
+    copy.unlink()
+
+
+@pytest.mark.parametrize(
+    "labels", [["agentrun.dev/tier=lower"], ["agentrundev/tier=low"], ["A=agentrun.dev/tier=low"]]
+)
+def test_start_of_another_tier_stays_where_it_is(box, share, labels):
+    own = place_of(box, "start", "box")
+    note_tier(box, share)
+    annotate(box, *labels)
+    assert place_of(box, "start", "box") == own
+
+
+@pytest.mark.parametrize("text", ["", "/nowhere 0\n", "no number\n"])
+def test_start_whose_share_cannot_be_had_goes_on(box, share, text):
+    own = place_of(box, "start", "box")
+    note_tier(box, share)
+    annotate(box, "agentrun.dev/tier=low")
+    (box.root / "run/agentrun/start-shares/low").write_text(text)
+    assert place_of(box, "start", "box") == own
+
+
+def test_tier_that_is_low_no_longer_is_forgotten_by_the_next_start(box, share):
+    folder = box.root / "etc/agentrun/policy.d"
+    folder.mkdir(parents=True, exist_ok=True)
+    note_tier(box, share)
+    (folder / "10-test.yaml").write_text(POLICY.replace("25", "100"))
+    try:
+        box.run("--root", box.state, "start", "box")
+        assert not list((box.root / "run/agentrun/start-shares").iterdir())
         assert not [line for line in box.log() if "share" in line["msg"]]
     finally:
         (folder / "10-test.yaml").unlink()

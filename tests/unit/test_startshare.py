@@ -24,12 +24,29 @@ def test_share_is_made_entered_and_noted_where_there_is_a_controller(tmp_path: P
     share.mkdir()
     for name in ("cpu.weight", "cgroup.procs") if has_controller else ():
         (share / name).touch()
-    session = calls.open_calls(Paths(str(tmp_path), str(tmp_path)), "/run/runc", "box")
+    paths = Paths(str(tmp_path), str(tmp_path))
+    session = calls.open_calls(paths, "/run/runc", "box")
     assert session
-    startshare.enter(session, 25, str(tmp_path))
-    noted = [path.read_text() for path in Path(session.where).iterdir()]
+    startshare.enter(paths, session, "low", 25)
+    of_tier = Path(paths.start_shares, "low")
+    noted = [path.read_text() for path in [*Path(session.where).iterdir(), of_tier] if path.exists()]
     session.close()
-    assert noted == [f"{share} {os.cpu_count()}\n"] * has_controller
+    assert noted == [f"{share} {os.cpu_count()}\n"] * 2 * has_controller
     assert share.exists() == has_controller
     if has_controller:
         assert [(share / name).read_text() for name in ("cpu.weight", "cgroup.procs")] == ["25", "0"]
+    startshare.forget(paths, "low")
+    assert not of_tier.exists()
+
+
+def test_who_is_in_the_share_already_is_not_moved_again(tmp_path: Path):
+    share = tmp_path / "agentrun-starts-25"
+    share.mkdir()
+    (share / "cpu.weight").touch()
+    (share / "cgroup.procs").write_text(f"1\n{os.getpid()}\n")
+    paths = Paths(str(tmp_path), str(tmp_path))
+    session = calls.open_calls(paths, "/run/runc", "box")
+    assert session
+    startshare.enter(paths, session, "low", 25)
+    session.close()
+    assert (share / "cgroup.procs").read_text() == f"1\n{os.getpid()}\n"

@@ -396,7 +396,7 @@ def open_where(paths: Paths, where: str) -> Calls | None:
 def is_daemon_alive(paths: Paths) -> bool:
     """Whether agentrund runs: it holds a lock for as long as it lives."""
     try:
-        fd = posix.open(paths.run + "/agentrund.lock", posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NOFOLLOW)
+        fd = posix.open(paths.daemon_lock, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NOFOLLOW)
     except OSError:
         return False
     try:

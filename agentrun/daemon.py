@@ -17,35 +17,19 @@ import errno
 import os
 import select
 import signal
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
-from agentrun import calls, containerend, files, inotify, log, processes, systemd, verdict
-from agentrun.background import Background
+from agentrun import calls, containerend, inotify, log, processes, systemd, verdict
 from agentrun.bpf.watch import NetCounts
 from agentrun.cgroup import Cgroup
-from agentrun.controller.controller import Controller
-from agentrun.daemonstatus import DaemonStatus
-from agentrun.deadlines import Deadlines
-from agentrun.disconnect import Disconnect
 from agentrun.errors import AgentrunError, StateError
-from agentrun.images import Images
 from agentrun.ingester import Ingester
-from agentrun.kernelevents import KernelEvents
 from agentrun.live import Call, Part
 from agentrun.loop import Loop
-from agentrun.memorywatch import MemoryWatch
-from agentrun.net.part import RateNotes
-from agentrun.oomorder import OomOrder
-from agentrun.paths import Paths, host_paths
-from agentrun.schedulerkeeper import SchedulerKeeper
-from agentrun.stalls import Stalls
-from agentrun.starts import Starts
-from agentrun.teller import Teller
+from agentrun.paths import Paths
 
-LOCK_FILE = "agentrund.lock"
 _CGROUP_RETRY_S = 0.002  # a slot is there a moment before its cgroup
 # An exit status is there once the parent (shim, conmon) has reaped the process: nearly always at once. Else
 # we look ever less often, up to ten times less, for a second.
@@ -55,7 +39,6 @@ _REAP_TRIES = 500  # ten seconds: so long a shim that is short of CPU may take t
 _LOOK_AGAIN_S = 0.01  # for a call by hand, whose runtime takes a while to become the command
 _LOOKS = 20
 _SWEEP_S = 10.0  # what an event should have told and did not
-_WATCHDOG_FACTOR = 0.5
 _DIRECTORY_EVENTS = inotify.IN_CREATE | inotify.IN_MOVED_TO
 _PID_FILE_EVENTS = inotify.IN_CLOSE_WRITE | inotify.IN_MOVED_TO
 
@@ -382,88 +365,3 @@ def _stamp(path: str) -> tuple[int, int] | None:
     except OSError:
         return None
     return info.st_ino, info.st_mtime_ns
-
-
-def take_lock(paths: Paths) -> int:
-    """Be the only agentrund, visibly to execs. Raises StateError."""
-    os.close(files.open_private_directory(paths.run, StateError))
-    os.close(files.open_private_directory(f"{paths.run}/{calls.SESSIONS}", StateError))
-    path = f"{paths.run}/{LOCK_FILE}"
-    try:
-        return files.open_locked(path)
-    except OSError as error:
-        raise StateError("be the only agentrund, lock", path, error) from error
-
-
-def _lock_memory(paths: Paths) -> None:
-    try:
-        inotify.lock_memory()
-    except OSError as error:
-        log.warn(paths, "memory not locked: late where the host runs out of it", error=str(error))
-
-
-def _start_watchdog(daemon: Daemon) -> None:
-    """Tell systemd's watchdog, from the loop itself, that the loop turns."""
-    microseconds = os.environ.get("WATCHDOG_USEC", "")
-    if not microseconds.isdigit():
-        return
-    period = int(microseconds) / 1e6 * _WATCHDOG_FACTOR
-
-    def beat() -> None:
-        systemd.notify("WATCHDOG=1")
-        daemon.later(period, beat)
-
-    beat()
-
-
-def main() -> None:
-    """Entry of `agentrund`."""
-    if os.geteuid() != 0:
-        sys.exit("agentrund: needs root, like the engines whose calls it watches")
-    paths = host_paths()
-    try:
-        daemon = Daemon(paths)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: daemon.stop())  # before the lock tells others that we live
-        _lock_memory(paths)
-        lock = take_lock(paths)
-        teller = Teller(daemon)
-        events = KernelEvents(daemon, teller)
-        daemon.parts += (
-            events,  # first: the others say what it has learned
-            teller,
-            Deadlines(daemon, teller),
-            MemoryWatch(daemon, teller),
-            Stalls(daemon, teller),
-            OomOrder(daemon),
-            Background(daemon),
-            Disconnect(daemon),
-            Images(daemon),
-            Starts(daemon),  # after it: it looks at the image
-            RateNotes(daemon),
-        )
-        controller = Controller(daemon, paths)
-        daemon.on_change.append(controller.changed)
-        events.on_pressure.append(controller.pressed)
-        teller.start()
-        events.start()
-        scheduler = SchedulerKeeper(daemon, paths)
-        scheduler.start()
-        status = DaemonStatus(daemon, paths)
-        status.sources |= {
-            "keeper": teller.link.check,
-            "events": events.status,
-            "scheduler": scheduler.status,
-        }
-        status.start()
-        _start_watchdog(daemon)
-        try:
-            daemon.run()
-        finally:
-            controller.close()
-            scheduler.close()
-            events.close()
-            teller.close()
-    except AgentrunError as error:
-        sys.exit(f"agentrund: {error}")
-    os.close(lock)

@@ -21,6 +21,7 @@ class Paths:
         "cgroup_root",
         "compiled",
         "config",
+        "daemon_lock",
         "gate",
         "holding",
         "log",
@@ -49,6 +50,7 @@ class Paths:
         self.store = self.state + "/calls.db"
         self.log = root + "/var/log/agentrun.log"
         self.marker = self.run + "/bypassed"
+        self.daemon_lock = self.run + "/agentrund.lock"  # held for as long as agentrund lives
         self.holding = self.run + "/holding"  # there while agentrund's controller may hold calls back
         self.gate = self.run + "/gate"  # there while agentrund lets some calls wait before they start
         self.scheduler_off = self.run + "/scheduler-off"  # there since the CPU scheduler was unloaded by hand

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from agentrun import daemon
+from agentrun import daemonmain
 from agentrun.controller import controller
 from agentrun.controller.model import Decision, Memory, Snapshot
 
@@ -33,4 +33,4 @@ def record(path: str) -> None:
 
 if __name__ == "__main__":
     record(sys.argv[1])
-    daemon.main()
+    daemonmain.main()

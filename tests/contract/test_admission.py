@@ -16,7 +16,7 @@ import pytest
 from node import wait_for
 
 from agentrun.client import Client, blame
-from agentrun.daemon import take_lock
+from agentrun.daemonmain import take_lock
 from agentrun.paths import Paths
 
 POLICY = """

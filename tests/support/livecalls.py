@@ -17,7 +17,7 @@ from agentrun import calls
 from agentrun.paths import Paths
 
 TREE = Path(__file__).parents[2]
-RUN = f"import sys; sys.path.insert(0, {str(TREE)!r}); from agentrun.daemon import main; main()"
+RUN = f"import sys; sys.path.insert(0, {str(TREE)!r}); from agentrun.daemonmain import main; main()"
 DAEMON = (sys.executable, "-c", RUN)  # what it serves is in its environment
 
 

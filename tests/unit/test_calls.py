@@ -238,7 +238,7 @@ def test_lock_that_somebody_keeps_is_waited_for_only_so_long(session, paths, mon
 
 
 def test_daemon_is_alive_as_long_as_it_holds_its_lock(paths, session):
-    from agentrun.daemon import take_lock
+    from agentrun.daemonmain import take_lock
 
     assert not calls.is_daemon_alive(paths)
     lock = take_lock(paths)

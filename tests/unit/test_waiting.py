@@ -13,7 +13,7 @@ import pytest
 from crash import die_at_line, in_child
 
 from agentrun import admission, calls
-from agentrun.daemon import take_lock
+from agentrun.daemonmain import take_lock
 from agentrun.errors import RefusedError
 from agentrun.paths import Paths
 

@@ -1,0 +1,112 @@
+"""Entry of `agentrund`: the only one of this host, with all its parts, watched by systemd."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+from agentrun import calls, files, inotify, log, systemd
+from agentrun.background import Background
+from agentrun.controller.controller import Controller
+from agentrun.daemon import Daemon
+from agentrun.daemonstatus import DaemonStatus
+from agentrun.deadlines import Deadlines
+from agentrun.disconnect import Disconnect
+from agentrun.errors import AgentrunError, StateError
+from agentrun.images import Images
+from agentrun.kernelevents import KernelEvents
+from agentrun.memorywatch import MemoryWatch
+from agentrun.net.part import RateNotes
+from agentrun.oomorder import OomOrder
+from agentrun.paths import Paths, host_paths
+from agentrun.schedulerkeeper import SchedulerKeeper
+from agentrun.stalls import Stalls
+from agentrun.starts import Starts
+from agentrun.teller import Teller
+
+_WATCHDOG_FACTOR = 0.5
+
+
+def take_lock(paths: Paths) -> int:
+    """Be the only agentrund, visibly to execs. Raises StateError."""
+    os.close(files.open_private_directory(paths.run, StateError))
+    os.close(files.open_private_directory(f"{paths.run}/{calls.SESSIONS}", StateError))
+    try:
+        return files.open_locked(paths.daemon_lock)
+    except OSError as error:
+        raise StateError("be the only agentrund, lock", paths.daemon_lock, error) from error
+
+
+def _lock_memory(paths: Paths) -> None:
+    try:
+        inotify.lock_memory()
+    except OSError as error:
+        log.warn(paths, "memory not locked: late where the host runs out of it", error=str(error))
+
+
+def _start_watchdog(daemon: Daemon) -> None:
+    """Tell systemd's watchdog, from the loop itself, that the loop turns."""
+    microseconds = os.environ.get("WATCHDOG_USEC", "")
+    if not microseconds.isdigit():
+        return
+    period = int(microseconds) / 1e6 * _WATCHDOG_FACTOR
+
+    def beat() -> None:
+        systemd.notify("WATCHDOG=1")
+        daemon.later(period, beat)
+
+    beat()
+
+
+def main() -> None:
+    """Entry of `agentrund`."""
+    if os.geteuid() != 0:
+        sys.exit("agentrund: needs root, like the engines whose calls it watches")
+    paths = host_paths()
+    try:
+        daemon = Daemon(paths)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: daemon.stop())  # before the lock tells others that we live
+        _lock_memory(paths)
+        lock = take_lock(paths)
+        teller = Teller(daemon)
+        events = KernelEvents(daemon, teller)
+        daemon.parts += (
+            events,  # first: the others say what it has learned
+            teller,
+            Deadlines(daemon, teller),
+            MemoryWatch(daemon, teller),
+            Stalls(daemon, teller),
+            OomOrder(daemon),
+            Background(daemon),
+            Disconnect(daemon),
+            Images(daemon),
+            Starts(daemon),  # after it: it looks at the image
+            RateNotes(daemon),
+        )
+        controller = Controller(daemon, paths)
+        daemon.on_change.append(controller.changed)
+        events.on_pressure.append(controller.pressed)
+        teller.start()
+        events.start()
+        scheduler = SchedulerKeeper(daemon, paths)
+        scheduler.start()
+        status = DaemonStatus(daemon, paths)
+        status.sources |= {
+            "keeper": teller.link.check,
+            "events": events.status,
+            "scheduler": scheduler.status,
+        }
+        status.start()
+        _start_watchdog(daemon)
+        try:
+            daemon.run()
+        finally:
+            controller.close()
+            scheduler.close()
+            events.close()
+            teller.close()
+    except AgentrunError as error:
+        sys.exit(f"agentrund: {error}")
+    os.close(lock)

@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 import threading
+import time
+from pathlib import Path
 
 import pytest
 from node import Node, wait_for
@@ -15,11 +17,14 @@ from agentrun import mrelease
 from agentrun.cgroup import Cgroup
 from agentrun.errors import CgroupError
 
-SLEEP = "import sys, time; open(sys.argv[1] + '/cgroup.procs', 'w').write('0'); time.sleep(1000)"
+SLEEP = """import sys, time
+held = bytearray(b"x") * int(sys.argv[2])
+open(sys.argv[1] + '/cgroup.procs', 'w').write('0')
+time.sleep(1000)"""
 
 
-def sleeper(node: Node, path: str) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen([sys.executable, "-c", SLEEP, path])
+def sleeper(node: Node, path: str, held: int = 0) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen([sys.executable, "-c", SLEEP, path, str(held)])
     node.processes.append(process)
     cgroup = Cgroup(path)
     wait_for(lambda: process.pid in cgroup.pids(), "its move")
@@ -42,6 +47,37 @@ def test_all_in_a_cgroup_and_below_die_and_nothing_stays_open(node, frozen):
     mrelease.kill(call).freed(10)
     assert [process.wait(timeout=10) for process in both] == [-9, -9]
     assert descriptors() == before
+
+
+def test_nobody_is_woken_before_all_is_freed_and_the_largest_comes_first(node, monkeypatch):
+    path = str(node.cgroup / "agentrun-calls")
+    small = sleeper(node, path)
+    large = sleeper(node, path, held=64 << 20)
+    happened: list[object] = []
+
+    def release(pidfd: int) -> bool:
+        time.sleep(0.05)  # whoever is woken now is there first
+        rows = Path(f"/proc/self/fdinfo/{pidfd}").read_text().splitlines()
+        happened.append(next(int(row.split()[1]) for row in rows if row.startswith("Pid:")))
+        return True
+
+    monkeypatch.setattr(mrelease, "release", release)
+    monkeypatch.setattr(mrelease, "_SENT_S", 10)
+    mrelease.kill(Cgroup(path))
+    happened.append("told")
+    assert happened == [large.pid, small.pid, "told"]
+
+
+def test_who_kills_goes_on_while_memory_is_freed(node, monkeypatch):
+    path = str(node.cgroup / "agentrun-calls")
+    sleeper(node, path)
+    may_end = threading.Event()
+    monkeypatch.setattr(mrelease, "release", lambda _: may_end.wait(10))
+    killing = mrelease.kill(Cgroup(path))
+    assert killing.is_alive()
+    may_end.set()
+    killing.freed(10)
+    assert not killing.is_alive()
 
 
 def test_memory_of_a_process_that_lives_is_not_touched(node):

@@ -32,7 +32,7 @@ def apply(action: Action) -> bool:
     elif action.what == "bound":
         _set(action.key, "memory.max", action.value)
     elif action.what == "kill":
-        mrelease.kill(cgroup)
+        mrelease.kill(cgroup, needed=True)
     elif action.what in _WEIGHTS:
         return _weigh(cgroup, action)
     else:

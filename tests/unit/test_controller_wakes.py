@@ -158,7 +158,8 @@ def test_call_says_who_killed_it_before_it_is_dead(host, monkeypatch, fails):
     host.loop.run(1)
     said: list[object] = []
 
-    def kill(_: Cgroup) -> None:
+    def kill(_: Cgroup, *, needed: bool) -> None:
+        assert needed
         said.append(live.state.get("killed_by"))
         if fails:
             raise CgroupError("write cgroup file", str(call), OSError(errno.ENODEV, "No such device"))

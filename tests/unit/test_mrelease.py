@@ -127,3 +127,70 @@ def test_call_dies_also_where_no_thread_is_to_be_had(node, monkeypatch):
     monkeypatch.setattr(threading.Thread, "start", refuse)
     mrelease.kill(Cgroup(path)).freed(10)
     assert process.wait(timeout=10) == -9 and descriptors() == before
+
+
+class Share:
+    """The files of a call that takes a while to die, and of its container."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, looks: int) -> None:
+        self.weight: str | None = "5"
+        self.written: list[str] = []
+        self.looks = looks
+        monkeypatch.setattr(Cgroup, "read", lambda cgroup, name: self.read(cgroup, name))
+        monkeypatch.setattr(Cgroup, "write", lambda cgroup, name, value: self.write(cgroup, name, value))
+        monkeypatch.setattr(Cgroup, "is_populated", lambda _: self.is_populated())
+
+    def read(self, cgroup: Cgroup, name: str) -> str | None:
+        assert (cgroup.path, name) == ("/box", "cpu.weight")
+        return self.weight
+
+    def write(self, cgroup: Cgroup, name: str, value: str) -> None:
+        assert (cgroup.path, name) == ("/box", "cpu.weight")
+        self.written.append(value)
+        self.weight = value
+
+    def is_populated(self) -> bool:
+        self.looks -= 1
+        return self.looks >= 0
+
+
+CALL = Cgroup("/box/agentrun-calls/call-0")
+
+
+def test_container_of_a_dying_call_has_the_cpu_until_that_is_gone(monkeypatch):
+    share = Share(monkeypatch, looks=3)
+    mrelease._hasten(CALL)
+    assert share.written == ["10000", "5"] and share.looks < 0
+
+
+def test_container_has_it_for_a_second_at_most(monkeypatch):
+    monkeypatch.setattr(mrelease, "_HASTEN_S", 0.05)
+    share = Share(monkeypatch, looks=1_000_000)
+    mrelease._hasten(CALL)
+    assert share.written == ["10000", "5"] and share.looks > 900_000
+
+
+@pytest.mark.parametrize(("weight", "looks"), [(None, 3), ("10000", 3), ("5", 0)])
+def test_share_is_left_alone_where_it_would_not_help(monkeypatch, weight, looks):
+    share = Share(monkeypatch, looks)
+    share.weight = weight
+    mrelease._hasten(CALL)
+    assert share.written == []
+
+
+def test_share_that_somebody_changed_meanwhile_stays(monkeypatch):
+    share = Share(monkeypatch, looks=3)
+    monkeypatch.setattr(time, "sleep", lambda _: setattr(share, "weight", "50"))
+    mrelease._hasten(CALL)
+    assert share.written == ["10000"] and share.weight == "50"
+
+
+@pytest.mark.parametrize("needed", [False, True])
+def test_only_memory_that_others_need_is_hastened(node, monkeypatch, needed):
+    path = str(node.cgroup / "agentrun-calls")
+    sleeper(node, path)
+    hastened: list[str] = []
+    monkeypatch.setattr(mrelease, "release", lambda _: False)
+    monkeypatch.setattr(mrelease, "_hasten", lambda cgroup: hastened.append(cgroup.path))
+    mrelease.kill(Cgroup(path), needed=needed).freed(10)
+    assert hastened == [path] * needed

@@ -38,8 +38,10 @@ def take_lock(paths: Paths) -> int:
         raise StateError("be the only agentrund, lock", paths.daemon_lock, error) from error
 
 
-def _lock_memory(paths: Paths) -> None:
+def _keep_memory(paths: Paths) -> None:
+    """Have no step wait for memory of our own. The keeper gets the first of it from us."""
     try:
+        inotify.refuse_huge_pages()
         inotify.lock_memory()
     except OSError as error:
         log.warn(paths, "memory not locked: late where the host runs out of it", error=str(error))
@@ -68,7 +70,7 @@ def main() -> None:
         daemon = Daemon(paths)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: daemon.stop())  # before the lock tells others that we live
-        _lock_memory(paths)
+        _keep_memory(paths)
         lock = take_lock(paths)
         teller = Teller(daemon)
         events = KernelEvents(daemon, teller)

@@ -17,6 +17,7 @@ IN_IGNORED = 0x8000
 IN_ONLYDIR = 0x0100_0000
 IN_DONT_FOLLOW = 0x0200_0000
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4  # asm-generic/mman.h
+_PR_SET_THP_DISABLE = 41  # linux/prctl.h
 _EVENT = struct.Struct("iIII")  # wd, mask, cookie, length of the name (inotify.7)
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -99,6 +100,16 @@ def lock_memory() -> None:
     (no CAP_IPC_LOCK and a low RLIMIT_MEMLOCK).
     """
     _check(_libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT), "mlockall")
+
+
+def refuse_huge_pages() -> None:
+    """Have the kernel make no huge pages of this process's memory; what it starts does as it does.
+
+    khugepaged runs at nice 19 and holds a process's mmap_lock while it gathers a huge page. On a CPU that
+    HIGH kept busy, agentrund's next page fault waited 0.2 s for it, and LOW was killed that much too late.
+    Raises OSError (Linux before 3.15).
+    """
+    _check(_libc.prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0), "prctl(PR_SET_THP_DISABLE)")
 
 
 def exit_status(pidfd: int) -> int | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from livecalls import DAEMON
-from node import wait_for
+from node import keeper, wait_for
 
 from agentrun import store
 from agentrun.client import Client
@@ -161,6 +161,13 @@ def test_what_it_uses_stays_in_memory(node):
     }
     assert locked["VmLck"] > locked["VmRSS"] > 0
     assert not Path(node.paths.log).exists()
+
+
+def test_no_huge_page_is_made_of_what_it_uses(node):
+    node.start()
+    assert node.daemon
+    for pid in (node.daemon.pid, keeper(node)):
+        assert "THP_enabled:\t0\n" in Path(f"/proc/{pid}/status").read_text()
 
 
 def test_second_daemon_is_refused(node):

@@ -43,7 +43,7 @@ class _Killing(threading.Thread):
     """
 
     def __init__(self, cgroup: Cgroup, *, needed: bool) -> None:
-        super().__init__(daemon=True)
+        super().__init__(daemon=not needed)  # agentrund does not end before a share is given back
         self._cgroup = cgroup
         self._needed = needed
         self.is_sent = False
@@ -62,8 +62,9 @@ class _Killing(threading.Thread):
 
     def run(self) -> None:
         """Kill and free."""
-        dying = list(_pidfds(self._cgroup))
+        dying: list[int] = []
         try:
+            dying += _pidfds(self._cgroup)
             self._cgroup.write("cgroup.kill", "1")
             self.is_sent = True
             freed = [release(pidfd) for pidfd in dying]

@@ -58,9 +58,7 @@ def enter(paths: Paths, session: Calls, tier: str, weight: int) -> None:
     session.keep_start_share(note)
     posix.close(files.open_private_directory(paths.start_shares, StateError))
     files.write_atomic(f"{paths.start_shares}/{tier}", note)
-    if (
-        posix.getpid() not in share.pids()
-    ):  # the front was here before: to move costs where it changes nothing, too
+    if posix.getpid() not in share.pids():  # to move costs as much where the front did it before
         share.write("cgroup.procs", "0")
 
 

@@ -48,8 +48,8 @@ class Disconnect(Part):
             self.daemon.watch(pidfd, select.EPOLLIN, lambda _: self._gone(call, pidfd))
         elif start_ticks(pid) == ticks:  # no descriptor to be had: not a reason to kill anything
             call.timers.append(self.daemon.later(_NO_PIDFD_S, lambda: self._watch(call, pid, ticks)))
-        else:
-            self._kill(call)
+        else:  # after this turn, which finds the first process: killed before, it took its exit code along
+            call.timers.append(self.daemon.later(0, lambda: self._kill(call)))
 
     def _gone(self, call: Call, pidfd: int) -> None:
         call.descriptors.remove(pidfd)

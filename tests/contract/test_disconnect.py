@@ -52,7 +52,8 @@ def test_client_that_goes_while_no_agentrund_runs_is_missed_at_its_start(node, c
     client.kill()
     client.wait()
     node.start()
-    assert node.record(call_id)["level"] == "client"
+    record = node.record(call_id)
+    assert (record["level"], record["exit_code"]) == ("client", 137)
 
 
 def test_pid_that_is_another_process_by_now_is_no_client(node, client):

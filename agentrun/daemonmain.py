@@ -39,12 +39,15 @@ def take_lock(paths: Paths) -> int:
 
 
 def _keep_memory(paths: Paths) -> None:
-    """Have no step wait for memory of our own. The keeper gets the first of it from us."""
-    try:
-        inotify.refuse_huge_pages()
-        inotify.lock_memory()
-    except OSError as error:
-        log.warn(paths, "memory not locked: late where the host runs out of it", error=str(error))
+    """Have no step wait for memory of our own. The keeper gets the second of it from us."""
+    for keep, late in (
+        (inotify.lock_memory, "memory not locked: late where the host runs out of it"),
+        (inotify.refuse_huge_pages, "huge pages not refused: late while the kernel makes one"),
+    ):
+        try:
+            keep()
+        except OSError as error:
+            log.warn(paths, late, error=str(error))
 
 
 def _start_watchdog(daemon: Daemon) -> None:

@@ -9,7 +9,8 @@ themselves, in the caller and with the caller's share (Linux 5.15, 884a7e5964e0)
 It is a race: one that has run to exit_mm() frees the rest by itself, and nobody can help it any more. On one
 CPU a waiter that was woken between the kill and the release let the victim run first, in one of twenty runs;
 its 93 MB took 0.7 s, and the kernel killed HIGH's call. So nobody is woken in between, and the largest
-process comes first; where the victim was faster all the same, its container has the CPU for a moment.
+process comes first; where the victim was faster all the same, its container has the CPU for a moment, a
+second at most.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ _PROCESS_MRELEASE = 448  # the same on all architectures
 _MOST = 64  # processes, and cgroups that a call has nested: the rest die as they always did
 _WEIGHT_MOST = "10000"
 _LOOK_S, _HASTEN_S = 0.002, 1.0
+_LITTLE = 8 << 20  # nobody waits for that: page tables, and what a new process holds
 _SENT_S = 0.01  # what a caller sleeps at a time until the kill was sent
 _TRIES, _AGAIN_S = 20, 0.002
 
@@ -57,7 +59,7 @@ class _Killing(threading.Thread):
 
     def wait_sent(self) -> None:
         """Wait until the kill was sent, or failed. Whoever waits sleeps: to wake him lets the victim run."""
-        while not self.is_sent and not self._over.wait(_SENT_S):
+        while not self._over.wait(_SENT_S) and not self.is_sent:  # also who runs after the kill sleeps first
             pass
 
     def run(self) -> None:
@@ -67,8 +69,9 @@ class _Killing(threading.Thread):
             dying += _pidfds(self._cgroup)
             self._cgroup.write("cgroup.kill", "1")
             self.is_sent = True
-            freed = [release(pidfd) for pidfd in dying]
-            if self._needed and not all(freed):
+            for pidfd in dying:
+                release(pidfd)
+            if self._needed:
                 _hasten(self._cgroup)
         except CgroupError as error:
             self.error = error
@@ -98,23 +101,55 @@ def kill(cgroup: Cgroup, *, needed: bool = False) -> _Killing:
 
 
 def _hasten(cgroup: Cgroup) -> None:
-    """Give the container of a dying call the CPU until it is gone: they free what they hold themselves.
+    """Give the container of a dying call the CPU as long as that holds much: they free it themselves.
 
-    That is no more than the CPU time it takes, 10 ms for 100 MB. A share that changed meanwhile stays.
+    It takes 10 ms of CPU for 100 MB. A share that changed meanwhile stays.
     """
     container = Cgroup(cgroup.path.rpartition(f"/{layout.CALLS}/")[0])
-    share = container.read("cpu.weight")
-    if share in (None, _WEIGHT_MOST) or not cgroup.is_populated():
-        return
     until = time.monotonic() + _HASTEN_S
     with contextlib.suppress(CgroupError):  # the container is gone, and so are they
-        container.write("cpu.weight", _WEIGHT_MOST)
+        if not _holds_much(cgroup) or not _shares.lift(container):
+            return
         try:
-            while cgroup.is_populated() and time.monotonic() < until:
+            while _holds_much(cgroup) and time.monotonic() < until:
                 time.sleep(_LOOK_S)
         finally:
-            if container.read("cpu.weight") == _WEIGHT_MOST:
-                container.write("cpu.weight", str(share))
+            _shares.give_back(container)
+
+
+def _holds_much(cgroup: Cgroup) -> bool:
+    """Whether somebody is still there to free it: file cache stays when all are gone."""
+    return cgroup.is_populated() and (cgroup.number("memory.current") or 0) > _LITTLE
+
+
+class _Shares:
+    """The shares of containers that have the CPU for a moment: some of their calls die at once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lifted: dict[str, tuple[str, int]] = {}  # container: its own share, for how many calls
+
+    def lift(self, container: Cgroup) -> bool:
+        """Give it the most there is; False where that changes nothing. Raises CgroupError."""
+        with self._lock:
+            share, calls = self._lifted.get(container.path) or (container.read("cpu.weight"), 0)
+            if share is None or share == _WEIGHT_MOST:
+                return False
+            container.write("cpu.weight", _WEIGHT_MOST)
+            self._lifted[container.path] = (share, calls + 1)
+            return True
+
+    def give_back(self, container: Cgroup) -> None:
+        """One of its calls is over; after the last it has its own share again. Raises CgroupError."""
+        with self._lock:
+            share, calls = self._lifted.pop(container.path)
+            if calls > 1:
+                self._lifted[container.path] = (share, calls - 1)
+            elif container.read("cpu.weight") in (_WEIGHT_MOST, None):  # None: not to be read just now
+                container.write("cpu.weight", share)
+
+
+_shares = _Shares()
 
 
 def release(pidfd: int) -> bool:

@@ -97,7 +97,7 @@ def _start(host: Host, found: container.Container) -> None:
         weight = tier.get("cpu", {}).get("weight")
         layout.share_cpu(container_cgroup, weight)
         if choice.tier is not None:
-            _begin_session(host.paths, found, choice.tier, weight, shows=bool(tier.get("network")))
+            _begin_session(host.paths, found, choice, weight, shows=bool(tier.get("network")))
     if missing:
         log.warn(
             host.paths,
@@ -108,23 +108,29 @@ def _start(host: Host, found: container.Container) -> None:
 
 
 def _begin_session(
-    host: paths.Paths, found: container.Container, tier: str, weight: int | None, *, shows: bool
+    host: paths.Paths,
+    found: container.Container,
+    choice: policies.SessionChoice,
+    weight: int | None,
+    *,
+    shows: bool,
 ) -> None:
     """Make the directory of a container before its first call, where something is to be in it.
 
     Or to be seen: agentrun-net sets the rate of a container when it appears.
     """
-    start_weight = startshare.lower(weight)
+    start_weight, tier = startshare.lower(weight), str(choice.tier)
+    is_annotated = choice.annotations.get("tier") == tier
     session = calls.open_calls(host, found.root, found.container_id) if start_weight or shows else None
     try:
         if start_weight is None:
             startshare.forget(host, tier)
         elif session is not None:
-            startshare.enter(host, session, tier, start_weight)
+            startshare.enter(host, session, tier if is_annotated else None, start_weight)
     except (CgroupError, StateError, OSError) as error:
         log.warn(
             host,
-            "calls are started with the engine's share of the CPUs",
+            "share of the CPUs that calls are started with not kept",
             container=found.container_id,
             error=str(error),
         )

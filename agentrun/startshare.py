@@ -42,9 +42,10 @@ def lower(weight: int | None) -> int | None:
     return None if weight is None or weight >= WEIGHT_DEFAULT else max(weight, LEAST)
 
 
-def enter(paths: Paths, session: Calls, tier: str, weight: int) -> None:
-    """Have this runtime, starts of the container's calls and of more of its tier run with a lower weight.
+def enter(paths: Paths, session: Calls, tier: str | None, weight: int) -> None:
+    """Have this runtime and starts of the container's calls run with a lower weight.
 
+    So has the front with containers whose annotations say `tier`, from now on; None where they do not.
     Nothing is done where cgroups have no `cpu` controller. Raises CgroupError, StateError, OSError.
     """
     share = Cgroup(f"{paths.cgroup_root}/{NAME}{weight}")
@@ -56,10 +57,11 @@ def enter(paths: Paths, session: Calls, tier: str, weight: int) -> None:
         return
     note = f"{share.path} {posix.cpu_count() or 1}\n".encode()  # `read` of the shell wants a whole line
     session.keep_start_share(note)
-    posix.close(files.open_private_directory(paths.start_shares, StateError))
-    files.write_atomic(f"{paths.start_shares}/{tier}", note)
     if posix.getpid() not in share.pids():  # to move costs as much where the front did it before
         share.write("cgroup.procs", "0")
+    if tier is not None:
+        posix.close(files.open_private_directory(paths.start_shares, StateError))
+        files.write_atomic(f"{paths.start_shares}/{tier}", note)
 
 
 def forget(paths: Paths, tier: str) -> None:

@@ -129,16 +129,18 @@ def test_call_dies_also_where_no_thread_is_to_be_had(node, monkeypatch):
     assert process.wait(timeout=10) == -9 and descriptors() == before
 
 
-class Share:
-    """The files of a call that takes a while to die, and of its container."""
+class Box:
+    """The files of a container with calls that take a while to die."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, looks: int) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, looks: int = 3) -> None:
         self.weight: str | None = "5"
         self.written: list[str] = []
         self.looks = looks
+        self.held = 100 << 20
         monkeypatch.setattr(Cgroup, "read", lambda cgroup, name: self.read(cgroup, name))
         monkeypatch.setattr(Cgroup, "write", lambda cgroup, name, value: self.write(cgroup, name, value))
         monkeypatch.setattr(Cgroup, "is_populated", lambda _: self.is_populated())
+        monkeypatch.setattr(Cgroup, "number", lambda _, name: {"memory.current": self.held}[name])
 
     def read(self, cgroup: Cgroup, name: str) -> str | None:
         assert (cgroup.path, name) == ("/box", "cpu.weight")
@@ -158,31 +160,50 @@ CALL = Cgroup("/box/agentrun-calls/call-0")
 
 
 def test_container_of_a_dying_call_has_the_cpu_until_that_is_gone(monkeypatch):
-    share = Share(monkeypatch, looks=3)
+    box = Box(monkeypatch)
     mrelease._hasten(CALL)
-    assert share.written == ["10000", "5"] and share.looks < 0
+    assert box.written == ["10000", "5"] and box.looks < 0
+
+
+def test_container_has_it_only_as_long_as_the_call_holds_much(monkeypatch):
+    box = Box(monkeypatch, looks=1_000_000)
+    monkeypatch.setattr(time, "sleep", lambda _: setattr(box, "held", 1 << 20))
+    mrelease._hasten(CALL)
+    assert box.written == ["10000", "5"] and box.looks > 999_000
 
 
 def test_container_has_it_for_a_second_at_most(monkeypatch):
     monkeypatch.setattr(mrelease, "_HASTEN_S", 0.05)
-    share = Share(monkeypatch, looks=1_000_000)
+    box = Box(monkeypatch, looks=1_000_000)
     mrelease._hasten(CALL)
-    assert share.written == ["10000", "5"] and share.looks > 900_000
+    assert box.written == ["10000", "5"] and box.looks > 900_000
 
 
-@pytest.mark.parametrize(("weight", "looks"), [(None, 3), ("10000", 3), ("5", 0)])
-def test_share_is_left_alone_where_it_would_not_help(monkeypatch, weight, looks):
-    share = Share(monkeypatch, looks)
-    share.weight = weight
+@pytest.mark.parametrize(
+    ("weight", "looks", "held"),
+    [(None, 3, 100 << 20), ("10000", 3, 100 << 20), ("5", 0, 100 << 20), ("5", 3, 1 << 20)],
+)
+def test_share_is_left_alone_where_it_would_not_help(monkeypatch, weight, looks, held):
+    box = Box(monkeypatch, looks)
+    box.weight, box.held = weight, held
     mrelease._hasten(CALL)
-    assert share.written == []
+    assert box.written == []
 
 
 def test_share_that_somebody_changed_meanwhile_stays(monkeypatch):
-    share = Share(monkeypatch, looks=3)
-    monkeypatch.setattr(time, "sleep", lambda _: setattr(share, "weight", "50"))
+    box = Box(monkeypatch)
+    monkeypatch.setattr(time, "sleep", lambda _: setattr(box, "weight", "50"))
     mrelease._hasten(CALL)
-    assert share.written == ["10000"] and share.weight == "50"
+    assert box.written == ["10000"] and box.weight == "50"
+
+
+def test_share_is_given_back_after_the_last_of_calls_that_die_together(monkeypatch):
+    box, shares, container = Box(monkeypatch), mrelease._Shares(), Cgroup("/box")
+    assert shares.lift(container) and shares.lift(container)
+    shares.give_back(container)
+    assert box.weight == "10000"
+    shares.give_back(container)
+    assert box.weight == "5"
 
 
 @pytest.mark.parametrize("needed", [False, True])
@@ -190,7 +211,6 @@ def test_only_memory_that_others_need_is_hastened(node, monkeypatch, needed):
     path = str(node.cgroup / "agentrun-calls")
     sleeper(node, path)
     hastened: list[str] = []
-    monkeypatch.setattr(mrelease, "release", lambda _: False)
     monkeypatch.setattr(mrelease, "_hasten", lambda cgroup: hastened.append(cgroup.path))
     mrelease.kill(Cgroup(path), needed=needed).freed(10)
     assert hastened == [path] * needed

@@ -50,3 +50,16 @@ def test_who_is_in_the_share_already_is_not_moved_again(tmp_path: Path):
     startshare.enter(paths, session, "low", 25)
     session.close()
     assert (share / "cgroup.procs").read_text() == f"1\n{os.getpid()}\n"
+
+
+def test_tier_that_no_annotation_says_is_not_noted_for_the_front(tmp_path: Path):
+    share = tmp_path / "agentrun-starts-25"
+    share.mkdir()
+    for name in ("cpu.weight", "cgroup.procs"):
+        (share / name).touch()
+    paths = Paths(str(tmp_path), str(tmp_path))
+    session = calls.open_calls(paths, "/run/runc", "box")
+    assert session
+    startshare.enter(paths, session, None, 25)
+    session.close()
+    assert not Path(paths.start_shares).exists() and (share / "cgroup.procs").read_text() == "0"

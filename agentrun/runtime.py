@@ -126,7 +126,7 @@ def _begin_session(
         if start_weight is None:
             startshare.forget(host, tier)
         elif session is not None:
-            startshare.enter(host, session, tier if is_annotated else None, start_weight)
+            startshare.enter(session, tier if is_annotated else None, start_weight)
     except (CgroupError, StateError, OSError) as error:
         log.warn(
             host,

@@ -42,12 +42,13 @@ def lower(weight: int | None) -> int | None:
     return None if weight is None or weight >= WEIGHT_DEFAULT else max(weight, LEAST)
 
 
-def enter(paths: Paths, session: Calls, tier: str | None, weight: int) -> None:
+def enter(session: Calls, tier: str | None, weight: int) -> None:
     """Have this runtime and starts of the container's calls run with a lower weight.
 
     So has the front with containers whose annotations say `tier`, from now on; None where they do not.
     Nothing is done where cgroups have no `cpu` controller. Raises CgroupError, StateError, OSError.
     """
+    paths = session.paths
     share = Cgroup(f"{paths.cgroup_root}/{NAME}{weight}")
     share.make()
     try:

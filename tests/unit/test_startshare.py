@@ -40,7 +40,7 @@ def make_share(folder: Path, **files: str) -> Path:
 @pytest.mark.parametrize("has_controller", [True, False])
 def test_share_is_made_entered_and_noted_where_there_is_a_controller(tmp_path, session, has_controller):
     share = make_share(tmp_path, **({"cpu_weight": "", "cgroup_procs": ""} if has_controller else {}))
-    startshare.enter(session.paths, session, "low", 25)
+    startshare.enter(session, "low", 25)
     of_tier = Path(session.paths.start_shares, "low")
     noted = [path.read_text() for path in [*Path(session.where).iterdir(), of_tier] if path.exists()]
     assert noted == [f"{share} {os.cpu_count()}\n"] * 2 * has_controller
@@ -53,11 +53,11 @@ def test_share_is_made_entered_and_noted_where_there_is_a_controller(tmp_path, s
 
 def test_who_is_in_the_share_already_is_not_moved_again(tmp_path, session):
     share = make_share(tmp_path, cpu_weight="", cgroup_procs=f"1\n{os.getpid()}\n")
-    startshare.enter(session.paths, session, "low", 25)
+    startshare.enter(session, "low", 25)
     assert (share / "cgroup.procs").read_text() == f"1\n{os.getpid()}\n"
 
 
 def test_tier_that_no_annotation_says_is_not_noted_for_the_front(tmp_path, session):
     share = make_share(tmp_path, cpu_weight="", cgroup_procs="")
-    startshare.enter(session.paths, session, None, 25)
+    startshare.enter(session, None, 25)
     assert not Path(session.paths.start_shares).exists() and (share / "cgroup.procs").read_text() == "0"

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _GRACE_S = 0.2  # children that die with their parent take a moment
 _LATE_S = 1.0
+_DYING_S = 0.5
 _NAMED = 16  # processes that the record names, and cgroups they may have nested
 _WEIGHT = "1"  # of cpu.weight and io.weight, where a call has 100
 
@@ -52,6 +53,9 @@ class Background(Part):
         left = describe(call.cgroup)
         if not call.cgroup.is_populated():  # asked last: what ended meanwhile is not left behind
             return
+        if not left:  # all that is there was killed, and is not gone yet
+            call.timers.append(self.daemon.later(_DYING_S, functools.partial(self._look, call)))
+            return
         care = call.state.get("care")
         action = str(care.get("background", "keep")) if isinstance(care, dict) else "keep"
         noted: dict[str, Any] = {"action": action, "at": time.time(), "processes": left}
@@ -63,9 +67,14 @@ class Background(Part):
 
 
 def describe(cgroup: Cgroup) -> list[dict[str, Any]]:
-    """Pid and name of the processes in a cgroup and below, some of many. A name is what the process says."""
+    """Pid and name of the processes in a cgroup and below, some of many; not of those that are dying.
+
+    A name is what the process says.
+    """
     found = []
     for pid in cgroup.pids_below(_NAMED):
+        if processes.is_dying(pid):
+            continue
         try:
             fd = os.open(f"/proc/{pid}/comm", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:

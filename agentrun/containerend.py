@@ -12,9 +12,7 @@ import os
 from typing import Any
 
 from agentrun import container
-from agentrun.processes import stat_of
-
-_PF_EXITING = 0x4  # include/linux/sched.h
+from agentrun.processes import is_exiting, stat_of
 
 
 def took_along(state: dict[str, Any], cgroup_root: str) -> bool:
@@ -26,12 +24,5 @@ def took_along(state: dict[str, Any], cgroup_root: str) -> bool:
     found = container.find(name, root, [kind], cgroup_root)
     if found is None:
         return not os.path.lexists(f"{root}/{name}")
-    return is_ending(found.pid, found.start_ticks)
-
-
-def is_ending(pid: int, ticks: int) -> bool:
-    """Whether the process that started at `ticks` with this pid has ended, or is about to."""
-    fields = stat_of(pid)
-    if fields is None:
-        return True
-    return fields[0] in "ZX" or int(fields[19]) != ticks or bool(int(fields[6]) & _PF_EXITING)
+    fields = stat_of(found.pid)
+    return fields is None or int(fields[19]) != found.start_ticks or is_exiting(fields)

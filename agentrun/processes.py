@@ -9,6 +9,8 @@ from agentrun import files
 from agentrun.cgroup import Cgroup
 from agentrun.container import start_ticks
 
+_PF_EXITING = 0x4  # include/linux/sched.h
+
 
 def pidfd_of(pid: int, ticks: int | None) -> int | None:
     """A pidfd of the very process that had this pid when it started at `ticks`."""
@@ -63,6 +65,33 @@ def stat_of(pid: int) -> list[str] | None:
             return file.read().rpartition(")")[2].split()
     except OSError:
         return None
+
+
+def is_exiting(fields: list[str]) -> bool:
+    """Whether a process with these fields of `stat_of` has ended, or is on its way out."""
+    return fields[0] in "ZX" or bool(int(fields[6]) & _PF_EXITING)
+
+
+def is_dying(pid: int) -> bool:
+    """Whether a process is gone, on its way out, or killed and not on its way yet.
+
+    A victim of an OOM kill, or of cgroup.kill, may need seconds until it runs again and frees its memory.
+    """
+    fields = stat_of(pid)
+    if fields is None or is_exiting(fields):
+        return True
+    try:
+        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
+            return has_sigkill_pending(file.read())
+    except OSError:
+        return True
+
+
+def has_sigkill_pending(status: str) -> bool:
+    """Whether a process with this text of /proc/PID/status was killed and has not run since. Pure."""
+    lines = (line.split() for line in status.splitlines())
+    pending = [int(words[1], 16) for words in lines if words[:1] in (["SigPnd:"], ["ShdPnd:"])]
+    return any(mask >> (signal.SIGKILL - 1) & 1 for mask in pending)
 
 
 def parent_of(pid: int) -> int | None:

@@ -21,21 +21,18 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from agentrun import calls, containerend, inotify, log, processes, systemd, verdict
+from agentrun import calls, containerend, exitstatus, inotify, log, processes, systemd, verdict
 from agentrun.bpf.watch import NetCounts
 from agentrun.cgroup import Cgroup
 from agentrun.errors import AgentrunError, StateError
+from agentrun.exits import Exits
 from agentrun.ingester import Ingester
 from agentrun.live import Call, Part
 from agentrun.loop import Loop
 from agentrun.paths import Paths
 
 _CGROUP_RETRY_S = 0.002  # a slot is there a moment before its cgroup
-# An exit status is there once the parent (shim, conmon) has reaped the process: nearly always at once. Else
-# we look ever less often, up to ten times less, for a second.
-_STATUS_RETRY_S = 0.002
-_STATUS_TRIES = 73  # a second
-_REAP_TRIES = 500  # ten seconds: so long a shim that is short of CPU may take to reap
+_EXITS_S = 1.0  # so often what is queued is read; in between, when a status is asked for
 _LOOK_AGAIN_S = 0.01  # for a call by hand, whose runtime takes a while to become the command
 _LOOKS = 20
 _SWEEP_S = 10.0  # what an event should have told and did not
@@ -62,6 +59,7 @@ class Daemon(Loop):
         self._directories: dict[int, str] = {}
         self._pid_files: dict[str, Call] = {}
         self.ingester = Ingester(paths)
+        self.exits = Exits()
         self._net_counts = NetCounts()
 
     def run(self) -> None:
@@ -74,6 +72,22 @@ class Daemon(Loop):
             pass
         systemd.notify("STOPPING=1")
         self.ingester.stop()
+        self.exits.close()
+
+    def keep_exits(self) -> None:
+        """Have the kernel tell of exits from now on; without, some short calls have no exit status."""
+        try:
+            self.exits.start()
+        except OSError as error:
+            log.warn(
+                self.paths, "exits are not told: no exit code of calls that end at once", error=str(error)
+            )
+        else:
+            self._read_exits()
+
+    def _read_exits(self) -> None:
+        self.exits.read()
+        self.later(_EXITS_S, self._read_exits)
 
     # Finding calls.
 
@@ -211,13 +225,16 @@ class Daemon(Loop):
         self._find_main_process(call)
 
     def _find_main_process(self, call: Call) -> None:
-        if call.main_pidfd is not None or call.over:
+        if call.main_pidfd is not None or call.status is not None or call.over:
             return
-        pid = processes.read_pid(call.state.get("pid_file")) or self._only_process(call)
+        call.main_pid = processes.read_pid(call.state.get("pid_file")) or call.main_pid
+        pid = call.main_pid or self._only_process(call)
         pidfd = None if pid is None else processes.pidfd_in(pid, call.cgroup, self.paths.cgroup_root)
         if pidfd is None:
+            if self._read_status(call):
+                self._tell_main_ended(call)  # before it was known; others of the call may live
             return
-        call.main_pidfd = pidfd
+        call.main_pid, call.main_pidfd = pid, pidfd
         call.descriptors.append(pidfd)
         self.watch(pidfd, select.EPOLLIN, lambda _: self._main_ended(call, pidfd))
         for part in self.parts:
@@ -227,6 +244,8 @@ class Daemon(Loop):
         """The process of a call by hand, which has no pid file: the one that is no runtime any more."""
         if isinstance(call.state.get("pid_file"), str):
             return None
+        if exitstatus.ends_with_its_runtime(call) and not calls.is_starting(call.state):
+            return None  # it has ended; what is there was left behind
         pids = call.cgroup.pids()
         # A child's parent is in the call as well; the first process came from outside.
         first = [
@@ -239,30 +258,26 @@ class Daemon(Loop):
 
     def _main_ended(self, call: Call, pidfd: int) -> None:
         """The first process has ended; its exit status is there once its parent has reaped it."""
-        self.rewatch(pidfd, 0)
-        for part in self.parts:
-            part.main_ended(call)
+        self.unwatch(pidfd)  # once it is reaped it reports EPOLLHUP, which no mask stops
+        self._tell_main_ended(call)
         self._read_status(call)
         self._check_end(call)
 
+    def _tell_main_ended(self, call: Call) -> None:
+        for part in self.parts:
+            part.main_ended(call)
+
     def _read_status(self, call: Call) -> bool:
-        """Whether the exit status is known, or never will be."""
-        if call.main_pidfd is None or call.status is not None:
+        """Whether the exit status is known."""
+        if call.status is not None:
             return True
-        call.status = inotify.exit_status(call.main_pidfd)
+        call.status = exitstatus.find(call, self.exits)
         if call.status is None:
             return False
         call.unsaved |= verdict.describe_status(call.status)
         if self._ended_with_container(call, call.status):
             call.unsaved["killed_by"] = "engine"
         return True
-
-    def _may_come(self, call: Call) -> bool:
-        """Whether to wait on for the exit status."""
-        if call.tries < _STATUS_TRIES:
-            return True
-        is_reaped = call.main_pidfd is None or processes.is_reaped(call.main_pidfd)
-        return not is_reaped and call.tries < _REAP_TRIES
 
     def _ended_with_container(self, call: Call, status: int) -> bool:
         was_killed = os.WTERMSIG(status) == signal.SIGKILL and not call.state.get("killed_by")
@@ -285,12 +300,12 @@ class Daemon(Loop):
         if calls.is_starting(call.state):
             return
         call.ended_at = call.ended_at or time.time()
-        if not self._read_status(call) and self._may_come(call):
+        if not self._read_status(call) and exitstatus.may_come(call, self.exits):
             call.tries += 1
-            self.later(_STATUS_RETRY_S * min(10, 1 + call.tries // 5), lambda: self._check_end(call))
+            self.later(exitstatus.retry_s(call.tries), lambda: self._check_end(call))
             return
         if not all(part.is_done(call) for part in self.parts):
-            self.later(_STATUS_RETRY_S, lambda: self._check_end(call))
+            self.later(exitstatus.RETRY_S, lambda: self._check_end(call))
             return
         network = self.network_of(call)
         self._forget(call)

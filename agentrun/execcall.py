@@ -240,6 +240,7 @@ def _new_state(
         "backend": found.kind,
         "exec_id": _exec_id(pid_file),
         "pid_file": _absolute(pid_file),
+        "detached": "detach" in invocation.options,
         "oom_before": records.oom_counts(container),
         "calls": container.child(layout.CALLS).path,
         "command": records.describe_command(process.argv, unwrapped.program, stored, unwrapped.family),

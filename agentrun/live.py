@@ -21,6 +21,7 @@ class Call:
     descriptors: list[int] = field(default_factory=list)
     timers: list[Timer] = field(default_factory=list)
     owner_pidfd: int | None = None
+    main_pid: int | None = None  # the process may be gone, and the number another's
     main_pidfd: int | None = None
     status: int | None = None
     unsaved: dict[str, Any] = field(default_factory=dict)  # for its record, not in its state file yet

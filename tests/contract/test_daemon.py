@@ -40,7 +40,7 @@ def test_end_is_seen_and_judged(node, name):
 
 def test_call_without_a_pid_file_is_judged_too(node):
     node.start()
-    record = node.record(node.call("sh", "-c", "sleep 0.3; exit 3", pid_file=False))
+    record = node.record(node.call("sh", "-c", "sleep 0.3; exit 3", pid_file=False, detached=True))
     assert (record["verdict"], record["exit_code"]) == ("failed", 3)
 
 
@@ -115,6 +115,65 @@ def test_exit_code_is_known_though_it_is_asked_for_late(node):
     call_id = node.call("sh", "-c", "sleep 0.2; exit 7")
     time.sleep(2.5)
     assert node.record(call_id)["exit_code"] == 7
+
+
+ENDS_WITH_THREADS = """
+import os, threading, time
+threading.Thread(target=time.sleep, args=(100,), daemon=True).start()
+threading.Thread(target=os._exit, args=(7,)).start()
+time.sleep(100)
+"""
+SEEN_TOO_LATE = {
+    **{name: ENDS[name] for name in ENDS if name != "terminated"},
+    "ended by a thread": ([sys.executable, "-c", ENDS_WITH_THREADS], ("failed", 7, None)),
+    "leaves something behind": (["sh", "-c", "sleep 1 & exit 7"], ("failed", 7, None)),
+}
+
+
+@pytest.mark.parametrize("name", SEEN_TOO_LATE)
+def test_exit_code_is_known_of_a_process_that_ended_before_it_was_seen(node, name):
+    """On hardware a call may live for 5 ms. Here agentrund stands still until it was reaped, too."""
+    command, expected = SEEN_TOO_LATE[name]
+    node.start()
+    assert node.daemon
+    node.daemon.send_signal(signal.SIGSTOP)
+    call_id = node.call(*command)
+    node.processes[-1].wait(timeout=10)
+    node.daemon.send_signal(signal.SIGCONT)
+    record = node.record(call_id)
+    assert (record["verdict"], record["exit_code"], record["signal"]) == expected
+    assert ("background" in record["flags"]) == (name == "leaves something behind")
+
+
+BY_HAND = {
+    **SEEN_TOO_LATE,
+    "ended by the runtime's own failure": (["/no/such/program"], ("failed", 127, None)),
+}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_exit_code_is_known_of_a_call_by_hand_that_ended_before_it_was_seen(node, name):
+    """Its runtime waits for it and ends with its exit code, as `runc exec` does without `--detach`."""
+    command, expected = BY_HAND[name]
+    node.start()
+    assert node.daemon
+    node.daemon.send_signal(signal.SIGSTOP)
+    call_id, runtime = node.call_by_hand(*command)
+    assert runtime.wait(timeout=10) == expected[1]
+    node.daemon.send_signal(signal.SIGCONT)
+    record = node.record(call_id)
+    assert (record["verdict"], record["exit_code"], record["signal"]) == expected
+
+
+def test_detached_call_by_hand_that_ended_before_it_was_seen_is_not_judged_by_its_runtime(node):
+    node.start()
+    assert node.daemon
+    node.daemon.send_signal(signal.SIGSTOP)
+    call_id = node.call("sh", "-c", "exit 7", pid_file=False, detached=True)
+    node.processes[-1].wait(timeout=10)
+    node.daemon.send_signal(signal.SIGCONT)
+    record = node.record(call_id)
+    assert (record["verdict"], record["exit_code"]) == (None, None)
 
 
 @pytest.mark.parametrize("none_left", ["add_watch", "init1"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from agentrun.container import start_ticks
 from agentrun.paths import Paths
 
 TREE = Path(__file__).parents[2]
+_FOREGROUND = 'read -r script; sh "$script"; exit $?'
 RECORD = jsonschema.Draft202012Validator(json.loads((TREE / "configs/record.schema.json").read_text()))
 
 
@@ -96,23 +98,10 @@ class Node:
         A `runtime` that is given is used and left alive. `place_after_s` is how long it takes between the
         cgroup and the process.
         """
-        session = calls.open_calls(self.paths, str(self.root / "runc"), "c1")
-        assert session
         owner = runtime or self.runtime(stderr)
         call_id = os.urandom(6).hex()
         path = str(self.root / f"pids/{call_id}.pid") if pid_file else None
-        slot = take_slot(session, {
-            "id": call_id,
-            "owner": [owner.pid, start_ticks(owner.pid)],
-            "container": "c1",
-            "calls": str(self.cgroup / "agentrun-calls"),
-            "start": time.time(),
-            "pid_file": path,
-            **state,
-        })  # fmt: skip
-        session.close()
-        cgroup = self.cgroup / "agentrun-calls" / slot
-        cgroup.mkdir()
+        cgroup = self._begin(call_id, owner, pid_file=path, **state)
         time.sleep(place_after_s)
         process = subprocess.Popen(
             placed(cgroup, *command), stdin=subprocess.DEVNULL, stderr=stderr, close_fds=close_fds
@@ -126,6 +115,38 @@ class Node:
         if runtime is None:
             end(owner)
         return call_id
+
+    def _begin(self, call_id: str, owner: subprocess.Popen[bytes], **state: Any) -> Path:
+        """Take a slot for a call and make its cgroup."""
+        session = calls.open_calls(self.paths, str(self.root / "runc"), "c1")
+        assert session
+        slot = take_slot(session, {
+            "id": call_id,
+            "owner": [owner.pid, start_ticks(owner.pid)],
+            "container": "c1",
+            "calls": str(self.cgroup / "agentrun-calls"),
+            "start": time.time(),
+            **state,
+        })  # fmt: skip
+        session.close()
+        cgroup = self.cgroup / "agentrun-calls" / slot
+        cgroup.mkdir()
+        return cgroup
+
+    def call_by_hand(self, *command: str) -> tuple[str, subprocess.Popen[bytes]]:
+        """Start a call whose runtime waits for it and ends with its exit code; returns its id and runtime."""
+        runtime = subprocess.Popen(
+            ["sh", "-c", _FOREGROUND], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+        self.processes.append(runtime)
+        call_id = os.urandom(6).hex()
+        cgroup = self._begin(call_id, runtime, pid_file=None, detached=False)
+        script = self.root / f"pids/{call_id}.sh"
+        script.write_text(f"exec {shlex.join(placed(cgroup, *command))}")
+        assert runtime.stdin
+        runtime.stdin.write(f"{script}\n".encode())
+        runtime.stdin.close()
+        return call_id, runtime
 
     def reap(self) -> None:
         """Reap what ended, as a shim does."""

@@ -25,7 +25,7 @@ CMD of one word is a line for the guest's shell; of several, it is run exactly a
 
 exit status: the command's own, else
   1    error                  250  the VM died or ssh to it is lost
-  2    usage error            251  the image cannot be built
+  2    usage error            251  the image or kernel cannot be built
                               252  make install failed in the guest
 
 environment:
@@ -37,7 +37,7 @@ environment:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vm",
-        description="A Debian VM, emulated by qemu, to test agentrun in.",
+        description="A Debian VM, emulated by qemu or fast by User-Mode Linux, to test agentrun in.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

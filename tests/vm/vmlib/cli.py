@@ -12,18 +12,11 @@ from types import FrameType
 from vmlib.errors import LostVMError, UsageError, VmError
 from vmlib.guestrun import run_in_guest
 from vmlib.image import current_image
-from vmlib.instance import (
-    Instance,
-    bring_up,
-    build,
-    get_instance,
-    list_instances,
-    run_ssh,
-    take_down,
-)
+from vmlib.instance import Instance, get_instance, list_instances, run_ssh
 from vmlib.kmod import build_modules
+from vmlib.lifecycle import bring_up, build, build_fast, take_down
+from vmlib.machine import Hardware, fast_hardware
 from vmlib.progress import say
-from vmlib.qemu import Hardware
 from vmlib.recipe import MEM, SMP
 from vmlib.sync import install_product, mirror_tree
 
@@ -32,7 +25,7 @@ CMD of one word is a line for the guest's shell; of several, it is run exactly a
 
 exit status: the command's own, else
   1    error                  250  the VM died or ssh to it is lost
-  2    usage error            251  the image cannot be built
+  2    usage error            251  the image or kernel cannot be built
                               252  make install failed in the guest
 
 environment:
@@ -44,7 +37,7 @@ environment:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vm",
-        description="A Debian VM, emulated by qemu, to test agentrun in.",
+        description="A Debian VM, emulated by qemu or fast by User-Mode Linux, to test agentrun in.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -56,7 +49,8 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--name", default="default", help="the instance (default: default)")
         return sub
 
-    add("build", "build the image, or check the one in the cache", named=False)
+    image = add("build", "build the image, or check the one in the cache", named=False)
+    image.add_argument("--fast", action="store_true", help="and all that a fast guest needs")
     _add_hardware(add("up", "start an instance"))
     run = add("run", "mirror the work tree to /src, install it, run CMD there")
     _add_hardware(run)
@@ -79,14 +73,16 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_hardware(parser: argparse.ArgumentParser) -> None:
     other = "; another value than the default makes a cold boot"
-    parser.add_argument("--smp", type=_positive, default=SMP, help=f"CPUs (default {SMP}){other}")
+    parser.add_argument(
+        "--fast", action="store_true", help="a User-Mode Linux guest: one CPU, no emulation, no BPF programs"
+    )
+    parser.add_argument("--smp", type=_positive, help=f"CPUs (default {SMP}){other}")
     parser.add_argument("--mem", default=MEM, help=f"memory (default {MEM}){other}")
     parser.add_argument(
         "--tcg-thread",
         choices=("multi", "single", "counted"),
-        default="multi",
-        help="emulator threads; single is slower but safer when schedulers are loaded often; counted is "
-        "single, with a clock that counts the guest's instructions: for figures" + other,
+        help="emulator threads (default multi); single is slower but safer when schedulers are loaded often; "
+        "counted is single, with a clock that counts the guest's instructions: for figures" + other,
     )
 
 
@@ -111,7 +107,13 @@ def _command(words: list[str]) -> list[str]:
 
 
 def _hardware(args: argparse.Namespace) -> Hardware:
-    return Hardware(args.smp, args.mem, args.tcg_thread)
+    if args.fast:
+        if args.smp is not None or args.tcg_thread is not None:
+            raise UsageError(
+                "--fast: the guest has one CPU, which is not emulated: no --smp, no --tcg-thread"
+            )
+        return fast_hardware(args.mem)
+    return Hardware(args.smp or SMP, args.mem, args.tcg_thread or "multi")
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -146,8 +148,9 @@ def _ssh(args: argparse.Namespace) -> int:
 def _copy(instance: Instance, paths: list[str]) -> int:
     if len(paths) < 2:
         raise UsageError("cp: want SRC... DST")
-    remote = [f"root@127.0.0.1{path}" if path.startswith(":") else path for path in paths]
-    return run_ssh(instance, instance.ssh().scp_argv(remote[:-1], remote[-1]))
+    ssh = instance.ssh()
+    remote = [f"{ssh.login}{path}" if path.startswith(":") else path for path in paths]
+    return run_ssh(instance, ssh.scp_argv(remote[:-1], remote[-1]))
 
 
 def _down(args: argparse.Namespace) -> int:
@@ -169,19 +172,22 @@ def _status() -> int:
             continue
         uptime_s = int(time.time() - state.started)
         stale = "" if state.key == image.key else f", older image {state.key}"
-        hardware = f"{state.smp} CPUs, {state.mem}, tcg {state.tcg_thread}"
-        print(f"{instance.name}: up, pid {pid}, port {state.port}, {uptime_s} s, {hardware}{stale}")
+        port = "" if state.is_fast else f"port {state.port}, "
+        print(f"{instance.name}: up, pid {pid}, {port}{uptime_s} s, {state.hardware}{stale}")
     return 0
 
 
 def _dispatch(args: argparse.Namespace) -> int:
     match args.command:
         case "build":
-            say(f"image {build(check=True).key} is ready")
+            image = build(check=True)
+            if args.fast:
+                build_fast(image)
+            say(f"image {image.key} is ready")
             return 0
         case "up":
             state = bring_up(get_instance(args.name), _hardware(args))
-            say(f"instance {args.name!r} is up, ssh on port {state.port}")
+            say(f"instance {args.name!r} is up, {state.hardware}")
             return 0
         case "run":
             return _run(args)

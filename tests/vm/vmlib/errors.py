@@ -3,7 +3,7 @@
 VmError (1)
   UsageError (2)
   LostVMError (250)    the VM died, or ssh to it is lost
-  BuildError (251)     the image cannot be built
+  BuildError (251)     the image or the kernel cannot be built
   InstallError (252)   the product's `make install` failed in the guest
 """
 

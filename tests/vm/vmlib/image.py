@@ -5,7 +5,6 @@ and renamed into place with its stamp; what has no valid stamp does not count.
 """
 
 import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -16,12 +15,14 @@ from pathlib import Path
 
 from vmlib.errors import BuildError, LostVMError, VmError
 from vmlib.host import BUILD_TOOLS, ensure_tools, tool
+from vmlib.machine import Hardware
 from vmlib.paths import GUEST_DIR, cache_dir, images_dir, locked
 from vmlib.progress import heartbeat, say
-from vmlib.qemu import Hardware, Machine, qemu_version
+from vmlib.qemu import Qemu, qemu_version
 from vmlib.recipe import SNAPSHOT
 from vmlib.rootfs import HELPERS, build_disk
 from vmlib.ssh import Ssh
+from vmlib.stamp import matches_stamp, read_stamp, write_stamp
 
 KEPT_IMAGES = 2
 BOOT_TIMEOUT_S = 600.0
@@ -49,12 +50,12 @@ class Image:
         return self.directory / "ready.qcow2"
 
     def is_whole(self) -> bool:
-        """Whether all files are there in their stamped sizes; nothing writes them later."""
-        return _matches_stamp(self.directory, STAMP)
+        """Whether all files are there in their stamped sizes."""
+        return matches_stamp(self.directory, STAMP)
 
     def has_snapshot(self) -> bool:
-        stamp = _read_stamp(self.directory / SNAPSHOT_STAMP)
-        is_whole = _matches_stamp(self.directory, SNAPSHOT_STAMP)
+        stamp = read_stamp(self.directory / SNAPSHOT_STAMP)
+        is_whole = matches_stamp(self.directory, SNAPSHOT_STAMP)
         return is_whole and stamp.get("qemu") == qemu_version()
 
 
@@ -104,7 +105,7 @@ def _build(image: Image) -> None:
     work.mkdir()
     try:
         build_disk(work)
-        _write_stamp(work, STAMP, FILES)
+        write_stamp(work, STAMP, FILES)
         _discard(image.directory)
         work.rename(image.directory)
         say(f"image {image.key} built")
@@ -118,7 +119,7 @@ def _discard(directory: Path) -> None:
     """Remove what a build left, and first a qemu that still runs in it."""
     if not directory.exists():
         return
-    Machine(directory).stop()
+    Qemu(directory).stop()
     for name in ("build.log", "serial.log"):
         if (directory / name).exists() and directory.name.startswith("."):
             shutil.copyfile(directory / name, cache_dir() / f"last-{name}")
@@ -131,7 +132,7 @@ def _discard(directory: Path) -> None:
 @contextmanager
 def _booted(directory: Path, disk: Path, label: str) -> Iterator[Ssh]:
     """A machine that runs only as long as the build step does."""
-    machine = Machine(directory)
+    machine = Qemu(directory)
     with heartbeat(label):
         try:
             port = machine.start(disk, directory, Hardware())
@@ -172,10 +173,10 @@ def _make_snapshot(image: Image) -> None:
         warm_up = "docker info && podman info && systemctl is-system-running --wait; sync"
         _in_guest(ssh, f"({warm_up}) >/dev/null 2>&1; systemctl is-active docker containerd", 300)
         ssh.stop_master()
-        output = Machine(directory).command(f"savevm {SNAPSHOT}", 300)
+        output = Qemu(directory).command(f"savevm {SNAPSHOT}", 300)
         if output:
             raise BuildError(f"save the snapshot: {output}")
-    _write_stamp(directory, SNAPSHOT_STAMP, ("ready.qcow2",), qemu=qemu_version())
+    write_stamp(directory, SNAPSHOT_STAMP, ("ready.qcow2",), qemu=qemu_version())
     say("snapshot saved")
 
 
@@ -185,28 +186,3 @@ def _passes_check(disk: Path) -> bool:
     except VmError:
         return False
     return subprocess.run(argv, capture_output=True, check=False).returncode == 0
-
-
-def _write_stamp(directory: Path, name: str, files: tuple[str, ...], **extra: str) -> None:
-    sizes = {file: (directory / file).stat().st_size for file in files}
-    part = directory / f"{name}.part"
-    part.write_text(json.dumps({"sizes": sizes} | extra))
-    part.rename(directory / name)
-
-
-def _read_stamp(path: Path) -> dict[str, object]:
-    try:
-        stamp = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return stamp if isinstance(stamp, dict) else {}
-
-
-def _matches_stamp(directory: Path, name: str) -> bool:
-    sizes = _read_stamp(directory / name).get("sizes")
-    if not isinstance(sizes, dict):
-        return False
-    try:
-        return all((directory / file).stat().st_size == size for file, size in sizes.items())
-    except OSError:
-        return False

@@ -3,26 +3,20 @@
 import json
 import os
 import re
-import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vmlib.errors import LostVMError, UsageError, lost_vm
-from vmlib.host import RUN_TOOLS, ensure_tools
-from vmlib.image import BOOT_TIMEOUT_S, Image, current_image, ensure_image, prune
-from vmlib.paths import instances_dir, locked, socket_dir
-from vmlib.progress import heartbeat, say
-from vmlib.qemu import Hardware, Machine, QemuStartError
-from vmlib.recipe import MEM, SMP, SNAPSHOT
+from vmlib.machine import Hardware, Machine
+from vmlib.paths import instances_dir, locked
+from vmlib.qemu import Qemu
 from vmlib.ssh import SSH_FAILED, Ssh
+from vmlib.uml import Uml
 
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
-# A restored guest answers within seconds; a busy host may be slow.
-RESTORE_TIMEOUT_S = 120.0
 PROBE_TIMEOUT_S = 60.0
 
 
@@ -37,6 +31,11 @@ class State:
     smp: int
     mem: str
     tcg_thread: str
+    is_fast: bool
+
+    @property
+    def hardware(self) -> Hardware:
+        return Hardware(self.smp, self.mem, self.tcg_thread, self.is_fast)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +48,17 @@ class Instance:
 
     @property
     def machine(self) -> Machine:
-        return Machine(self.directory)
+        """The machine that is or was started here."""
+        fast = self.fast_machine
+        return fast if fast.pid_file.exists() else self.emulated_machine
+
+    @property
+    def emulated_machine(self) -> Qemu:
+        return Qemu(self.directory)
+
+    @property
+    def fast_machine(self) -> Uml:
+        return Uml(self.directory)
 
     @property
     def _state_file(self) -> Path:
@@ -88,7 +97,10 @@ class Instance:
         raise self.lost("cannot connect to the VM with ssh")
 
     def lost(self, reason: str) -> LostVMError:
-        return lost_vm(reason, self.machine.serial_log)
+        machine = self.machine
+        if not machine.is_alive():
+            machine.ssh(0).stop_master()
+        return lost_vm(reason, machine.serial_log)
 
     def is_reachable(self, ssh: Ssh) -> bool:
         """Whether the guest still runs commands, asked after an ssh command failed."""
@@ -114,125 +126,6 @@ def list_instances() -> list[Instance]:
 def images_in_use() -> set[str]:
     states = (instance.state() for instance in list_instances())
     return {state.key for state in states if state is not None}
-
-
-def build(*, check: bool) -> Image:
-    image = ensure_image(check=check)
-    prune(images_in_use())
-    return image
-
-
-def bring_up(instance: Instance, hardware: Hardware, *, fresh: bool = False) -> State:
-    """Return the running instance, started first when it is down or `fresh` is wanted."""
-    ensure_tools(RUN_TOOLS)
-    state = instance.state()
-    if state is not None and not fresh:
-        return _reused(instance, state, hardware)
-    image = current_image()
-    if not (image.is_whole() and image.has_snapshot()):
-        image = build(check=False)
-    with instance.lock():
-        state = instance.state()
-        if state is not None and not fresh:
-            return _reused(instance, state, hardware)
-        _clear(instance)
-        return _start(instance, image, hardware)
-
-
-def _reused(instance: Instance, state: State, hardware: Hardware) -> State:
-    is_same = (state.smp, state.mem, state.tcg_thread) == tuple(asdict(hardware).values())
-    if not is_same and hardware != Hardware():
-        raise UsageError(f"change instance {instance.name!r}: it is up with other hardware")
-    if state.key != current_image().key:
-        say(f"note: instance {instance.name!r} runs an older image (see --fresh)")
-    return state
-
-
-def take_down(instance: Instance) -> None:
-    with instance.lock():
-        _clear(instance)
-
-
-def _clear(instance: Instance) -> None:
-    """End the instance's processes and remove all of its files."""
-    directory = instance.directory
-    if not directory.exists():
-        return
-    machine = instance.machine
-    state = instance.state()
-    machine.stop()
-    if state is not None:
-        machine.ssh(state.port).stop_master()
-    sockets = socket_dir(directory)
-    if sockets != directory:
-        shutil.rmtree(sockets, ignore_errors=True)
-    shutil.rmtree(directory)
-
-
-def _start(instance: Instance, image: Image, hardware: Hardware) -> State:
-    begin = time.monotonic()
-    directory = instance.directory
-    directory.mkdir()
-    for name in ("id", "known_hosts"):
-        shutil.copy2(image.directory / name, directory / name)
-    # The overlay names its backing file relative to itself.
-    (directory / "base.qcow2").symlink_to(image.base)
-    try:
-        # The snapshot's clock is the host's: one that counts would be taken for a broken TSC.
-        can_restore = (hardware.smp, hardware.mem) == (SMP, MEM) and not hardware.is_counted
-        state = _restore(instance, image, hardware) if can_restore else None
-        if state is None:
-            state = _cold_boot(instance, image, hardware)
-    except BaseException:
-        instance.machine.stop()
-        raise
-    how = "restored" if state.restored else "booted"
-    say(f"instance {instance.name!r} {how} in {time.monotonic() - begin:.1f} s")
-    return state
-
-
-def _copy_disk(instance: Instance, image: Image) -> Path:
-    """A disk of the instance's own, on the image's shared base."""
-    disk = instance.directory / "disk.qcow2"
-    subprocess.run(["cp", "--reflink=auto", "--sparse=always", image.ready, disk], check=True)
-    return disk
-
-
-def _restore(instance: Instance, image: Image, hardware: Hardware) -> State | None:
-    """Start from the snapshot; None when qemu refuses it."""
-    disk = _copy_disk(instance, image)
-    try:
-        port = instance.machine.start(disk, image.directory, hardware, SNAPSHOT)
-    except QemuStartError as e:
-        say(f"cannot restore the snapshot, boot instead: {e}")
-        return None
-    ssh = instance.machine.wait_ssh(port, RESTORE_TIMEOUT_S)
-    # The guest's clock stands at the time of the snapshot.
-    ssh.run(f"date -u -s @{time.time():.3f}", PROBE_TIMEOUT_S)
-    return _remember(instance, image, hardware, port, restored=True)
-
-
-def _cold_boot(instance: Instance, image: Image, hardware: Hardware) -> State:
-    """Boot the snapshot's disk as it stands: it was synced before the machine was saved."""
-    disk = _copy_disk(instance, image)
-    with heartbeat("boot"):
-        port = instance.machine.start(disk, image.directory, hardware)
-        ssh = instance.machine.wait_ssh(port, BOOT_TIMEOUT_S)
-        ssh.run("systemctl is-system-running --wait", BOOT_TIMEOUT_S)
-    return _remember(instance, image, hardware, port, restored=False)
-
-
-def _remember(
-    instance: Instance,
-    image: Image,
-    hardware: Hardware,
-    port: int,
-    *,
-    restored: bool,
-) -> State:
-    state = State(port, image.key, restored, time.time(), **asdict(hardware))
-    instance.write_state(state)
-    return state
 
 
 def run_ssh(instance: Instance, argv: list[str]) -> int:

@@ -5,11 +5,11 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from vmlib.errors import VmError
-from vmlib.progress import say
+from vmlib.progress import heartbeat, say
 
 TOOL_DIR = Path(__file__).resolve().parent.parent
 GUEST_DIR = TOOL_DIR / "guest"
@@ -53,12 +53,13 @@ def socket_dir(owner: Path) -> Path:
 
 
 @contextmanager
-def locked(path: Path, waiting_for: str = "") -> Iterator[None]:
-    """Hold an exclusive lock on a lock file; say so when it is held by another."""
+def locked(path: Path, waiting_for: str = "", log: Path | None = None) -> Iterator[None]:
+    """Hold an exclusive lock on a lock file; say so when it is held by another, whose log may be shown."""
     with path.open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             say(f"waiting for {waiting_for or path.name}")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            with heartbeat(f"waiting for {waiting_for}", log) if log is not None else nullcontext():
+                fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -16,7 +16,7 @@ HEARTBEAT_S = 10.0
 # A build step dies with the tool, even one that is killed, and takes its processes and mounts
 # along: without this, an interrupted mmdebstrap goes on and leaves /proc mounted in its tree.
 CONTAIN = ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork"]
-CONTAIN += ["--kill-child", "--mount-proc", "--"]
+CONTAIN += ["--kill-child", "--mount-proc"]
 
 _start = time.monotonic()
 
@@ -26,15 +26,21 @@ def say(text: str) -> None:
     print(f"vm [{elapsed:4d} s] {text}", file=sys.stderr, flush=True)
 
 
+def last_line(log: Path) -> str:
+    return tail_of(log, 1)[:70]
+
+
 @contextmanager
-def heartbeat(label: str, log: Path | None = None) -> Iterator[None]:
-    """Show every few seconds that a long step lives, with the last line of its log."""
+def heartbeat(
+    label: str, log: Path | None = None, describe: Callable[[Path], str] = last_line
+) -> Iterator[None]:
+    """Show every few seconds that a long step lives, with what its log says (its last line)."""
     done = threading.Event()
     start = time.monotonic()
 
     def beat() -> None:
         while not done.wait(HEARTBEAT_S):
-            last = tail_of(log, 1)[:70] if log is not None else ""
+            last = describe(log) if log is not None else ""
             say(f"  ... {label}: {int(time.monotonic() - start)} s  {last}".rstrip())
 
     thread = threading.Thread(target=beat, daemon=True)
@@ -51,13 +57,14 @@ def run_logged(
     log: Path,
     label: str,
     env: Mapping[str, str] | None = None,
+    describe: Callable[[Path], str] = last_line,
 ) -> None:
     """Run a build step with its output in a log; the log's end is shown on failure."""
     say(label)
     try:
-        with log.open("ab") as out, heartbeat(label, log):
+        with log.open("ab") as out, heartbeat(label, log, describe):
             process = subprocess.Popen(
-                [*CONTAIN, *argv], stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=env
+                [*_contain(), *argv], stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=env
             )
             try:
                 status = process.wait()
@@ -68,6 +75,11 @@ def run_logged(
         raise BuildError(f"{label}: cannot run {argv[0]!r}: {e.strerror}") from e
     if status != 0:
         raise BuildError(f"{label}: {argv[0]} failed with status {status}\n{tail_of(log)}")
+
+
+def _contain() -> list[str]:
+    # Not every step needs root: a kernel is built by anybody, who may have namespaces only as root of one.
+    return [*CONTAIN, *([] if os.geteuid() == 0 else ["--map-root-user"]), "--"]
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -6,15 +6,15 @@ import re
 import signal
 import socket
 import subprocess
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmlib.errors import VmError, lost_vm
+from vmlib.errors import VmError
 from vmlib.host import tool
+from vmlib.machine import Hardware, Machine
 from vmlib.paths import socket_dir
-from vmlib.recipe import MEM, SMP, machine_args
-from vmlib.ssh import Ssh
+from vmlib.recipe import machine_args
+from vmlib.ssh import Address
 
 PORT_ATTEMPTS = 8
 PROMPT = b"(qemu) "
@@ -23,58 +23,22 @@ PROMPT = b"(qemu) "
 COUNTED = ["-icount", "shift=0,sleep=on"]
 
 
-@dataclass(frozen=True, slots=True)
-class Hardware:
-    smp: int = SMP
-    mem: str = MEM
-    tcg_thread: str = "multi"
-
-    @property
-    def is_counted(self) -> bool:
-        return self.tcg_thread == "counted"
-
-
 class QemuStartError(VmError):
     """qemu did not start; its own words are in the message."""
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
-    """A qemu by the directory that holds its disk, logs and sockets.
+class Qemu(Machine):
+    """An emulated machine; sshd is reached by a port of the host's loopback."""
 
-    The process is found by its pid file, which counts only while the process's command
-    line names that very file: a pid of a killed qemu may be somebody else's today.
-    """
-
-    directory: Path
-
-    @property
-    def pid_file(self) -> Path:
-        return self.directory / "pid"
-
-    @property
-    def serial_log(self) -> Path:
-        return self.directory / "serial.log"
+    PID_FILE = "pid"
 
     @property
     def monitor(self) -> Path:
         return socket_dir(self.directory) / "mon"
 
-    def ssh(self, port: int) -> Ssh:
-        own = self.directory
-        control = socket_dir(own) / "ctl"
-        return Ssh(own / "id", own / "known_hosts", port, control, own / "ssh.log")
-
-    def pid(self) -> int | None:
-        try:
-            pid = int(self.pid_file.read_text())
-            argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        except (OSError, ValueError):
-            return None
-        return pid if os.fsencode(self.pid_file) in argv else None
-
-    def is_alive(self) -> bool:
-        return self.pid() is not None
+    def address(self, port: int) -> Address:
+        return Address("127.0.0.1", port)
 
     def start(
         self,
@@ -133,16 +97,8 @@ class Machine:
         text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", output.decode("utf-8", "replace"))
         return text.partition("\n")[2].strip()
 
-    def wait_exit(self, timeout_s: float) -> bool:
-        deadline = time.monotonic() + timeout_s
-        while self.is_alive():
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.05)
-        return True
-
     def stop(self) -> None:
-        """End qemu: ask its monitor, then kill it. The guest's disk is thrown away anyway."""
+        """Ask the monitor, then kill it."""
         if not self.is_alive():
             return
         with contextlib.suppress(VmError):
@@ -153,15 +109,6 @@ class Machine:
             os.kill(pid, signal.SIGKILL)
         if not self.wait_exit(20):
             raise VmError(f"end qemu {pid}: it survives SIGKILL")
-
-    def wait_ssh(self, port: int, timeout_s: float) -> Ssh:
-        ssh = self.ssh(port)
-        start = time.monotonic()
-        if ssh.wait_banner(timeout_s, self.is_alive) and ssh.ensure_master():
-            return ssh
-        waited = int(time.monotonic() - start)
-        what = "no ssh to the VM" if self.is_alive() else "the VM died while it started"
-        raise lost_vm(f"{what}, after {waited} s", self.serial_log)
 
 
 def _emulation(hardware: Hardware) -> list[str]:

@@ -13,7 +13,7 @@ VENV ?= .venv
 VENV_STAMP := $(VENV)/.installed
 VM := tests/vm/vm
 
-.PHONY: help install uninstall bpf demo test lint native-test vm-test scx-test admission-test boost-test replay-test rates-test trace-test bench bench-isolation bench-scx clean
+.PHONY: help install uninstall bpf demo test test-all lint native-test vm-test scx-test admission-test boost-test replay-test rates-test trace-test bench bench-isolation bench-scx clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -37,7 +37,11 @@ uninstall: ## remove what install put there; configuration and records stay
 demo: ## show the main job: tool calls of one container, each in its own cgroup (DEMO=host: no VM)
 	tests/demo/run
 
-test: lint native-test vm-test ## everything that CI runs
+test: ## everything that CI runs: lint, native tests, integration tests in guests of two kinds
+	tests/run all
+
+test-all: ## the same with every engine, runtime and driver for every case (test: each two of them)
+	tests/run all --matrix whole
 
 lint: $(VENV_STAMP) ## format, lint, types, shell scripts
 	$(VENV)/bin/ruff format --check .
@@ -46,41 +50,28 @@ lint: $(VENV_STAMP) ## format, lint, types, shell scripts
 	$(VENV)/bin/shellcheck agentrun/front/agentrun.in agentrun/front/install.sh tests/demo/run
 
 native-test: $(VENV_STAMP) bpf ## unit and contract tests, without a VM (root makes them complete)
-	$(VENV)/bin/python -m pytest -q
+	$(VENV)/bin/python -m pytest -q --durations=10
 
-vm-test: bpf ## integration tests on real docker, podman, containerd, runc and crun, in the test VM
-	tests/run-vm \
-		"tests/integration/test_engines.py" \
-		"tests/integration/test_policy.py" \
-		"tests/integration/test_verdicts.py" \
-		"tests/integration/test_edges.py tests/integration/test_daemon.py" \
-		"tests/integration/test_feedback.py" \
-		"tests/integration/test_by_hand.py" \
-		"tests/integration/test_kernel.py" \
-		"tests/integration/test_controller.py tests/integration/test_store.py" \
-		"tests/integration/test_bpf.py tests/integration/test_network.py tests/integration/test_snapshot.py" \
-		"tests/integration/test_learned.py tests/integration/test_mrelease.py" \
-		"--tcg-thread single tests/integration/test_mempressure.py" \
-		"tests/integration/test_memcg_ops.py" \
-		"tests/integration/test_isolation.py"
+vm-test: bpf ## integration tests on real docker, podman, containerd, runc and crun, in guests of both kinds
+	tests/run vm
 
 scx-test: bpf ## the CPU scheduler, which is opt-in, in the test VM: what it must not break (not part of `make test`)
-	tests/run-vm "--tcg-thread single --env AGENTRUN_SCX_CYCLES=5 tests/integration/test_scx.py -m 'not figures'"
+	tests/run vm scx
 
 admission-test: bpf ## calls that wait before they start, in the test VM (its timing needs a quiet machine; not part of `make test`)
-	tests/run-vm tests/integration/test_admission.py
+	tests/run vm admission
 
 rates-test: ## network rates measured on docker and podman, in the test VM (wants a quiet machine; not part of `make test`)
-	tests/run-vm tests/integration/test_rates.py
+	tests/run vm rates
 
 boost-test: bpf ## what short calls and idle guarantees get, in the test VM (wants a quiet machine; not part of `make test`)
-	tests/run-vm "tests/integration/test_boost.py tests/integration/test_lending.py"
+	tests/run vm boost
 
 replay-test: ## `agentrunctl replay` with real containers, in the test VM (ten minutes; not part of `make test`)
-	tests/run-vm tests/integration/test_replay.py
+	tests/run vm replay
 
 trace-test: bpf ## `agentrunctl trace` with bcc, in the test VM (minutes; not part of `make test`)
-	tests/run-vm tests/integration/test_trace.py
+	tests/run vm trace
 
 bench: $(VENV_STAMP) ## bare runtimes against agentrun; rewrites the table in docs/benchmarks.md
 	$(VENV)/bin/python tests/bench/bench.py
@@ -102,4 +93,4 @@ $(VENV_STAMP): pyproject.toml
 
 clean: ## remove what was built here (the VM image stays in its cache)
 	$(MAKE) -C bpf clean
-	rm -rf $(VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis build/test-logs

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from matrix import cells
 from runtimes import run, wait_for
 
 IMAGE = "agentrun-test/agentbox"
@@ -23,6 +24,7 @@ RUNTIMES = {
         "crun": ("/usr/bin/crun", "/usr/bin/agentrun-crun"),
     },
 }
+MATRIX = cells(("docker", "podman"), ("runc", "crun"))
 
 
 class Engine:

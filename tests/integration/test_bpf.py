@@ -34,6 +34,8 @@ _PATHS = Paths(cgroup_root=os.environ.get("AGENTRUN_CGROUP_ROOT", "/sys/fs/cgrou
 Profile = dict[str, Any]
 _numbers = itertools.count()
 
+pytestmark = pytest.mark.needs("bpf")
+
 
 def missing() -> str | None:
     """Why BPF cannot be tested here."""

@@ -10,22 +10,18 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from matrix import cells
 from runtimes import CGROUP, LOG, PATH, SESSIONS, Bundle, leftovers, records, run, started, wait_for
 
-CASES = [
-    pytest.param(("agentrun-runc",), id="runc-cgroupfs"),
-    pytest.param(("agentrun-runc", "--systemd-cgroup"), id="runc-systemd"),
-    pytest.param(("agentrun-crun",), id="crun-cgroupfs"),
-    pytest.param(("agentrun-crun", "--systemd-cgroup"), id="crun-systemd"),
-]
+DRIVERS: dict[str, list[str]] = {"cgroupfs": [], "systemd": ["--systemd-cgroup"]}
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(scope="module", params=cells(("runc", "crun"), tuple(DRIVERS)), ids="-".join)
 def box(request, tmp_path_factory):
     """One started container for each backend and driver."""
-    runtime, *options = request.param
-    name = f"box-{runtime[9:]}-{len(options)}"
-    bundle = Bundle(tmp_path_factory.mktemp("b") / "bundle", runtime, name, *options)
+    backend, driver = request.param
+    folder = tmp_path_factory.mktemp("b") / "bundle"
+    bundle = Bundle(folder, f"agentrun-{backend}", f"box-{backend}-{driver}", *DRIVERS[driver])
     with started(bundle):
         yield bundle
 

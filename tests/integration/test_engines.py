@@ -8,10 +8,9 @@ import re
 from pathlib import Path
 
 import pytest
-from engine import IMAGE, Engine, configure, normalised, start_call
+from engine import IMAGE, MATRIX, Engine, configure, normalised, start_call
 from runtimes import LOG, leftovers, records, run, wait_for
 
-CASES = [("docker", "runc"), ("docker", "crun"), ("podman", "runc"), ("podman", "crun")]
 SLEEP = (IMAGE, "sleep", "1000000")
 
 
@@ -20,7 +19,7 @@ def engines_configured(host):
     configure(Path(__file__).parents[2])
 
 
-@pytest.fixture(scope="module", params=CASES, ids="-".join)
+@pytest.fixture(scope="module", params=MATRIX, ids="-".join)
 def pair(request):
     """An engine with two containers that differ in the runtime alone: bare, wrapped."""
     engine = Engine(*request.param)
@@ -77,11 +76,13 @@ def test_detached_call_is_in_its_own_cgroup(pair):
     (calls / "cgroup.kill").write_text("1")
 
 
+@pytest.mark.smoke
 def test_call_and_init_are_where_they_belong(pair):
     both = pair("exec", "ours", "cat", "/proc/self/cgroup", "/proc/1/cgroup").stdout
     assert re.fullmatch(r"0::/agentrun-calls/call-\d+\n0::/agentrun-agent\n", both)
 
 
+@pytest.mark.smoke
 def test_call_over_its_memory_dies_alone(pair):
     other = start_call(pair, "ours", "sh", "-c", "sleep 12; echo alive", env="AGENTRUN_INTENT=memory=64m")
     pid = pair.pid("ours")
@@ -234,6 +235,7 @@ def test_podman_on_the_cgroupfs_driver():
         engine.rm("cgroupfs")
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("runtime", ["agentrun-runc", "agentrun-crun"])
 def test_containerd_by_ctr(runtime):
     image, name = "docker.io/agentrun-test/busybox:latest", f"by-ctr-{runtime}"
@@ -253,5 +255,6 @@ def test_containerd_by_ctr(runtime):
         run("ctr", "container", "rm", name)
 
 
+@pytest.mark.smoke
 def test_our_log_stays_empty():
     assert not LOG.exists(), LOG.read_text()

@@ -12,11 +12,13 @@ import sys
 from pathlib import Path
 
 import isolation
+import pytest
 from isolation_table import ordering_problems, table
 
 TREE = Path(__file__).parents[2]
 
 
+@pytest.mark.needs("cpus:2")  # its sessions work at the same time, and their figures were taken so
 def test_arms_of_the_isolation_benchmark_come_in_their_order(host, tmp_path, monkeypatch):
     monkeypatch.setenv("QUICK", "1")
     out = tmp_path / "runs.jsonl"

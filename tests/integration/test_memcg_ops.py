@@ -25,6 +25,9 @@ DEBUG = Path("/sys/kernel/debug/memcg_bpf_ops")
 ROOT = Path("/sys/fs/cgroup/memcg-ops-test")
 TIER, SESSION, CALL = ROOT, ROOT / "session", ROOT / "session/call"
 MIB = 1 << 20
+
+pytestmark = pytest.mark.needs("bpf")
+
 # Joins the call's cgroup, touches 24 MiB, and says how long that took.
 TOUCH = """
 import sys, time

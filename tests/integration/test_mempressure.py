@@ -42,6 +42,8 @@ time.sleep(1000)
 """
 BUDGET = json.loads((Path(__file__).parents[2] / "bpf/budget.json").read_text())
 
+pytestmark = pytest.mark.needs("bpf", "scx")
+
 
 class Scene:
     """A cgroup of 200 MB with two calls, HIGH and LOW, and what is watched of it."""

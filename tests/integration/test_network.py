@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from runtimes import run, wait_for
 from test_bpf import loaded as loaded
 from watched import call, start
 from watched import daemon as daemon
 from watched import engine as engine
+
+pytestmark = pytest.mark.needs("bpf")
 
 
 def test_agentrund_puts_the_network_of_a_call_into_its_record(engine):

@@ -30,6 +30,8 @@ WINDOW_S = 6.0
 KHUGEPAGED = Path("/sys/kernel/mm/transparent_hugepage/khugepaged/defrag")
 CYCLES = int(os.environ.get("AGENTRUN_SCX_CYCLES", "20"))
 
+pytestmark = pytest.mark.needs("bpf", "scx")
+
 
 def missing() -> str | None:
     if not scx.is_supported():

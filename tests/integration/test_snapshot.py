@@ -24,6 +24,8 @@ TOP = CGROUP / "agentrun-snapshot"
 MIB = 1 << 20
 STARTED: list[subprocess.Popen[str]] = []
 
+pytestmark = pytest.mark.needs("bpf")
+
 
 @pytest.fixture(autouse=True)
 def loaded(host) -> Iterator[None]:

@@ -38,6 +38,8 @@ LOADS = {
     "quiet": ("", "sleep", "1000"),
 }
 
+pytestmark = pytest.mark.needs("bcc", "kprobes")
+
 
 def missing() -> str | None:
     """Why nothing can be traced here."""

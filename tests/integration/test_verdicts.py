@@ -252,6 +252,7 @@ def full_machine(spare_mib: int) -> Iterator[None]:
         pool.write_text("0")
 
 
+@pytest.mark.needs("hugepages")
 def test_oom_of_the_whole_machine(either):
     """The kernel's own choice among all processes, made easy; what dies by itself meanwhile is no OOM."""
     with container(either) as made:

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine import IMAGE, Engine, configure
+from engine import IMAGE, MATRIX, Engine, configure
 from runtimes import LOG, RECORDS, run, wait_for
 
-CASES = [("docker", "runc"), ("docker", "crun"), ("podman", "runc"), ("podman", "crun")]
 TREE = Path(__file__).parents[2]
 
 
@@ -39,7 +38,7 @@ def box(name: str, backend: str, *options: str) -> Iterator[Engine]:
         made.rm("box")
 
 
-@pytest.fixture(scope="module", params=CASES, ids="-".join)
+@pytest.fixture(scope="module", params=MATRIX, ids="-".join)
 def engine(request) -> Iterator[Engine]:
     """Each engine on each backend."""
     with box(*request.param) as made:

@@ -25,14 +25,14 @@ from agentrun import calls, containerend, exitstatus, inotify, log, processes, s
 from agentrun.bpf.watch import NetCounts
 from agentrun.cgroup import Cgroup
 from agentrun.errors import AgentrunError, StateError
-from agentrun.exits import Exits
 from agentrun.ingester import Ingester
 from agentrun.live import Call, Part
 from agentrun.loop import Loop
 from agentrun.paths import Paths
+from agentrun.procevents import ProcEvents
 
 _CGROUP_RETRY_S = 0.002  # a slot is there a moment before its cgroup
-_EXITS_S = 1.0  # so often what is queued is read; in between, when a status is asked for
+_PROC_EVENTS_S = 1.0  # so often what is queued is read; in between, when a status is asked for
 _LOOK_AGAIN_S = 0.01  # for a call by hand, whose runtime takes a while to become the command
 _LOOKS = 20
 _SWEEP_S = 10.0  # what an event should have told and did not
@@ -59,7 +59,7 @@ class Daemon(Loop):
         self._directories: dict[int, str] = {}
         self._pid_files: dict[str, Call] = {}
         self.ingester = Ingester(paths)
-        self.exits = Exits()
+        self.proc_events = ProcEvents()
         self._net_counts = NetCounts()
 
     def run(self) -> None:
@@ -72,22 +72,24 @@ class Daemon(Loop):
             pass
         systemd.notify("STOPPING=1")
         self.ingester.stop()
-        self.exits.close()
+        self.proc_events.close()
 
-    def keep_exits(self) -> None:
-        """Have the kernel tell of exits from now on; without, some short calls have no exit status."""
+    def keep_proc_events(self) -> None:
+        """Have the kernel tell of processes from now on; without, some short calls have no exit status."""
         try:
-            self.exits.start()
+            self.proc_events.start()
         except OSError as error:
             log.warn(
-                self.paths, "exits are not told: no exit code of calls that end at once", error=str(error)
+                self.paths,
+                "the kernel does not tell of processes: no exit code of calls that end at once",
+                error=str(error),
             )
         else:
-            self._read_exits()
+            self._read_proc_events()
 
-    def _read_exits(self) -> None:
-        self.exits.read()
-        self.later(_EXITS_S, self._read_exits)
+    def _read_proc_events(self) -> None:
+        self.proc_events.read()
+        self.later(_PROC_EVENTS_S, self._read_proc_events)
 
     # Finding calls.
 
@@ -271,7 +273,7 @@ class Daemon(Loop):
         """Whether the exit status is known."""
         if call.status is not None:
             return True
-        call.status = exitstatus.find(call, self.exits)
+        call.status = exitstatus.find(call, self.proc_events)
         if call.status is None:
             return False
         call.unsaved |= verdict.describe_status(call.status)
@@ -300,7 +302,7 @@ class Daemon(Loop):
         if calls.is_starting(call.state):
             return
         call.ended_at = call.ended_at or time.time()
-        if not self._read_status(call) and exitstatus.may_come(call, self.exits):
+        if not self._read_status(call) and exitstatus.may_come(call, self.proc_events):
             call.tries += 1
             self.later(exitstatus.retry_s(call.tries), lambda: self._check_end(call))
             return

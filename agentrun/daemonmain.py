@@ -74,7 +74,7 @@ def main() -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: daemon.stop())  # before the lock tells others that we live
         _keep_memory(paths)
-        daemon.keep_exits()  # early: what ends while we look for calls is told of
+        daemon.keep_proc_events()  # early: what ends while we look for calls is told of
         lock = take_lock(paths)
         teller = Teller(daemon)
         events = KernelEvents(daemon, teller)
@@ -102,7 +102,7 @@ def main() -> None:
         status.sources |= {
             "keeper": teller.link.check,
             "events": events.status,
-            "exits": daemon.exits.status,
+            "proc_events": daemon.proc_events.status,
             "scheduler": scheduler.status,
         }
         status.start()

@@ -158,6 +158,19 @@ def daemon_findings(status: dict[str, Any] | None, now_s: float) -> Iterator[Fin
         )
     else:
         yield Finding("note", "agentrund: events", "none are read: OOM kills are only counted")
+    yield _proc_events_finding(status.get("proc_events") or {})
+
+
+def _proc_events_finding(said: dict[str, Any]) -> Finding:
+    what = "agentrund: processes"
+    if not said.get("is_listening"):
+        text = "the kernel does not tell of them (CONFIG_PROC_EVENTS): short calls may have no exit code"
+        return Finding("note", what, text)
+    if lost := said.get("lost"):
+        return Finding(
+            "note", what, f"more than its queue holds, {lost} times: short calls may have no exit code"
+        )
+    return Finding("ok", what, "the kernel tells of all")
 
 
 def _directories(paths: Paths) -> Iterator[Finding]:
@@ -223,7 +236,11 @@ def _directory(path: str, otherwise: str) -> Finding:
 
 def _kernel(_: Paths) -> Iterator[Finding]:
     features: tuple[tuple[str, Callable[[], bool], str], ...] = (
-        ("exit status by pidfd", _tells_exit_status, "before Linux 6.15: agentrund learns no exit codes"),
+        (
+            "exit status by pidfd",
+            _tells_exit_status,
+            "before Linux 6.15: exit codes come from the proc connector alone",
+        ),
         ("PSI", lambda: os.path.exists("/proc/pressure/memory"), "boot with psi=1 for pressure"),
         (
             "BTF",

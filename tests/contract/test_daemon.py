@@ -158,20 +158,36 @@ def test_exit_code_is_known_of_a_call_by_hand_that_ended_before_it_was_seen(node
     node.start()
     assert node.daemon
     node.daemon.send_signal(signal.SIGSTOP)
-    call_id, runtime = node.call_by_hand(*command)
+    call_id, runtime = node.call_of_its_runtime(*command, how="waits", pid_file=None, detached=False)
     assert runtime.wait(timeout=10) == expected[1]
     node.daemon.send_signal(signal.SIGCONT)
     record = node.record(call_id)
     assert (record["verdict"], record["exit_code"], record["signal"]) == expected
 
 
-def test_detached_call_by_hand_that_ended_before_it_was_seen_is_not_judged_by_its_runtime(node):
+@pytest.mark.parametrize("name", SEEN_TOO_LATE)
+def test_exit_code_is_known_of_a_call_whose_pid_file_was_removed_before_it_was_seen(node, name):
+    """containerd's shim removes it once the exec has ended, and podman does."""
+    command, expected = SEEN_TOO_LATE[name]
     node.start()
     assert node.daemon
     node.daemon.send_signal(signal.SIGSTOP)
-    call_id = node.call("sh", "-c", "exit 7", pid_file=False, detached=True)
-    node.processes[-1].wait(timeout=10)
+    pid_file = f"{node.root}/pids/gone.pid"
+    call_id, runtime = node.call_of_its_runtime(*command, how="leaves", pid_file=pid_file, detached=True)
+    runtime.wait(timeout=10)
+    time.sleep(0.5)
     node.daemon.send_signal(signal.SIGCONT)
+    record = node.record(call_id)
+    assert (record["verdict"], record["exit_code"], record["signal"]) == expected
+
+
+def test_call_that_its_runtime_could_not_start_has_no_exit_code_of_another_process(node):
+    """runc's own first child ends with 0 all the same."""
+    node.start()
+    script = "read -r _; sh -c 'exit 0'; exit 1"
+    runtime = subprocess.Popen(["sh", "-c", script], stdin=subprocess.PIPE)
+    call_id = node.begin(runtime, pid_file=f"{node.root}/pids/never.pid", detached=True)
+    runtime.communicate(b"\n")
     record = node.record(call_id)
     assert (record["verdict"], record["exit_code"]) == (None, None)
 

@@ -23,7 +23,10 @@ from agentrun.container import start_ticks
 from agentrun.paths import Paths
 
 TREE = Path(__file__).parents[2]
-_FOREGROUND = 'read -r script; sh "$script"; exit $?'
+_RUNTIME = {
+    "waits": 'read -r script; sh "$script"; exit $?',
+    "leaves": 'read -r script; sh "$script" & exit 0',
+}
 RECORD = jsonschema.Draft202012Validator(json.loads((TREE / "configs/record.schema.json").read_text()))
 
 
@@ -133,14 +136,24 @@ class Node:
         cgroup.mkdir()
         return cgroup
 
-    def call_by_hand(self, *command: str) -> tuple[str, subprocess.Popen[bytes]]:
-        """Start a call whose runtime waits for it and ends with its exit code; returns its id and runtime."""
-        runtime = subprocess.Popen(
-            ["sh", "-c", _FOREGROUND], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL
-        )
+    def begin(self, runtime: subprocess.Popen[bytes], **state: Any) -> str:
+        """Begin a call that gets no process; returns its id."""
+        call_id = os.urandom(6).hex()
+        self._begin(call_id, runtime, **state)
+        return call_id
+
+    def call_of_its_runtime(
+        self, *command: str, how: str, **state: Any
+    ) -> tuple[str, subprocess.Popen[bytes]]:
+        """Start a call as a child of its runtime, which `waits` and ends with its exit code, or `leaves`.
+
+        Returns its id and the runtime.
+        """
+        pipe, null = subprocess.PIPE, subprocess.DEVNULL
+        runtime = subprocess.Popen(["sh", "-c", _RUNTIME[how]], stdin=pipe, stderr=null)
         self.processes.append(runtime)
         call_id = os.urandom(6).hex()
-        cgroup = self._begin(call_id, runtime, pid_file=None, detached=False)
+        cgroup = self._begin(call_id, runtime, **state)
         script = self.root / f"pids/{call_id}.sh"
         script.write_text(f"exec {shlex.join(placed(cgroup, *command))}")
         assert runtime.stdin

@@ -149,6 +149,7 @@ def said(**parts: object) -> dict[str, object]:
     healthy = {
         "keeper": {"pid": 7, "heard_s": 5.0},
         "events": {"is_read": True, "kills": 2, "problem": None},
+        "proc_events": {"is_listening": True, "lost": 0},
     }
     return {"pid": 5, "at": 100.0, "up_s": 60.0, **healthy, **parts}
 
@@ -162,6 +163,7 @@ def test_agentrund_that_is_well_says_so_part_by_part():
         "agentrund": "ok",
         "agentrund: keeper": "ok",
         "agentrund: events": "ok",
+        "agentrund: processes": "ok",
     }
 
 
@@ -186,6 +188,11 @@ def test_ejections_of_the_scheduler_are_shown_with_the_next_try():
     ]
     assert found.level == "note"
     assert found.text.startswith("ejected 2 times") and found.text.endswith("again in 4 s")
+
+
+def test_processes_that_are_not_told_of_or_were_lost_are_a_note():
+    for events in ({"is_listening": False, "lost": 0}, {"is_listening": True, "lost": 3}, {}):
+        assert judged(said(proc_events=events))["agentrund: processes"] == "note"
 
 
 def test_events_that_cannot_be_read_are_a_problem_and_none_are_a_note():

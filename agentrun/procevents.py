@@ -1,0 +1,218 @@
+"""Processes that were over before agentrund knew them, from the kernel's proc connector.
+
+A pidfd tells how a process ended only if it was opened before the parent reaped the process, and only since
+Linux 6.15. A call may live for 5 ms, and its engine may have removed the pid file by then. The proc connector
+(CONFIG_PROC_EVENTS, drivers/connector/cn_proc.c) queues a message for each process that forks or executes a
+program and each thread that exits, from the moment of `start`, whoever looks or not. The queue is read when
+something is asked, and once a second.
+
+What it needs: the host's network and pid namespaces, and CAP_NET_ADMIN (before Linux 6.6, and for a queue
+of more than `net.core.rmem_max`). What it misses: all while nobody listened, and what is beyond the queue's
+size in a second (some 3,000 processes; a fork bomb in a container can do it). `lost` counts how often.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import socket
+import struct
+import time
+from typing import Any, NamedTuple
+
+_NETLINK_CONNECTOR = 11  # linux/netlink.h
+_CN_IDX_PROC = _CN_VAL_PROC = 1  # linux/connector.h
+_PROC_CN_MCAST_LISTEN, _PROC_CN_MCAST_IGNORE = 1, 2  # linux/cn_proc.h
+_FORK, _EXEC, _EXIT = 0x1, 0x2, 0x8000_0000
+_NLMSG_DONE = 3
+_SO_ATTACH_FILTER = 26  # asm-generic/socket.h
+_SO_RCVBUFFORCE = 33
+_QUEUE = 4 << 20  # doubled by the kernel (socket.7); a message takes 0.8 KiB of it
+_KEEP_S = (
+    5.0  # at least, after it was read; agentrund asks when it learns of a process, or of an empty cgroup
+)
+_KEEP_MOST = 10_000  # some 4 MB, twice
+_DEEP = 3  # a runtime's child, its child (crun forks twice), and one more
+
+_NLMSGHDR = struct.Struct("=IHHII")
+_CN_MSG = struct.Struct("=IIIIHH")
+_HEAD = _NLMSGHDR.size + _CN_MSG.size
+# struct proc_event: what, cpu, timestamp_ns (CLOCK_MONOTONIC), and six words by kind. fork: the parent's pid
+# and tgid, the child's; exec: pid, tgid; exit: pid, tgid, code, signal, the parent's pid and tgid.
+_EVENT = struct.Struct("=IIQIIIIII")
+_CHILD_PID, _CHILD_TGID = _HEAD + 24, _HEAD + 28
+
+
+class Exit(NamedTuple):
+    """How a process ended: its wait status, and when (CLOCK_MONOTONIC, ns)."""
+
+    status: int
+    at_ns: int
+
+
+class _Known:
+    """What was told of the processes of a few seconds, by pid."""
+
+    __slots__ = ("children", "executed", "exits")
+
+    def __init__(self) -> None:
+        self.exits: dict[int, Exit] = {}
+        self.executed: dict[int, int] = {}  # when
+        self.children: dict[int, list[tuple[int, int]]] = {}  # of a parent: when, and who
+
+
+class ProcEvents:
+    """The processes of the last seconds. Nothing is known of any while it could not be `start`ed."""
+
+    def __init__(self) -> None:
+        self._socket: socket.socket | None = None
+        self._buffer = bytearray(4096)
+        self._known, self._older = _Known(), _Known()
+        self._turned_s = time.monotonic()
+        self.lost = 0
+
+    @property
+    def is_listening(self) -> bool:
+        """Whether processes are told of from now on."""
+        return self._socket is not None
+
+    def start(self) -> None:
+        """Listen from now on. Raises OSError where this kernel, or this process's namespaces, have it not."""
+        connector = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, _NETLINK_CONNECTOR
+        )
+        try:
+            connector.setblocking(False)
+            _leave_out_others(connector)
+            _enlarge(connector)
+            connector.bind((0, _CN_IDX_PROC))
+            # Before Linux 6.6 the longer message is ignored; after, it leaves us with these kinds only.
+            connector.send(_message(struct.pack("=I", _PROC_CN_MCAST_LISTEN)))
+            connector.send(_message(struct.pack("=II", _PROC_CN_MCAST_LISTEN, _FORK | _EXEC | _EXIT)))
+        except BaseException:
+            connector.close()
+            raise
+        self._socket = connector
+
+    def close(self) -> None:
+        """Listen no more."""
+        if self._socket is not None:
+            # Before Linux 6.6 a listener that only closes is counted for ever, and events are made for it.
+            with contextlib.suppress(OSError):
+                self._socket.send(_message(struct.pack("=I", _PROC_CN_MCAST_IGNORE)))
+            self._socket.close()
+            self._socket = None
+
+    def exit_of(self, pid: int, since_ns: int) -> Exit | None:
+        """How the process ended that had this pid at `since_ns` (CLOCK_MONOTONIC) or later, if known."""
+        self.read()
+        found = self._known.exits.get(pid) or self._older.exits.get(pid)
+        return found if found is not None and found.at_ns >= since_ns else None
+
+    def exit_of_started(self, runtime: int, since_ns: int) -> Exit | None:
+        """How the process ended that a runtime started, which is over and has succeeded; if known.
+
+        That is the latest of the runtime's descendants that executed a program and was forked by one that
+        never did: runc's first child executes runc once more, crun's only forks again, and what the process
+        itself starts is further down.
+        """
+        self.read()
+        parents = [runtime]
+        for _ in range(_DEEP):
+            children = [child for parent in parents for child in self._children(parent, since_ns)]
+            started = [(at, pid) for at, pid in children if self._has_executed(pid, at)]
+            if started:
+                at, pid = max(started)
+                return self.exit_of(pid, at)
+            parents = [pid for _, pid in children]
+        return None
+
+    def _children(self, parent: int, since_ns: int) -> list[tuple[int, int]]:
+        known = self._older.children.get(parent, []) + self._known.children.get(parent, [])
+        return [child for child in known if child[0] >= since_ns]
+
+    def _has_executed(self, pid: int, since_ns: int) -> bool:
+        at = self._known.executed.get(pid) or self._older.executed.get(pid)
+        return at is not None and at >= since_ns
+
+    def read(self) -> None:
+        """Take over what is queued, and forget what is old. Raises OSError where the socket is broken."""
+        self._forget()
+        buffer = self._buffer
+        while self._socket is not None:
+            try:
+                length = self._socket.recv_into(buffer)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                self.lost += 1  # messages were dropped (netlink.7); what is queued can be read
+                continue
+            if length >= _HEAD + _EVENT.size:
+                self._take(*_EVENT.unpack_from(buffer, _HEAD))
+
+    def _take(
+        self, what: int, _: int, at_ns: int, first: int, second: int, third: int, fourth: int, *__: int
+    ) -> None:
+        known = self._known
+        if what == _EXIT:
+            # Of a process with threads the last one counts: `exit_group` gives all of them its status.
+            known.exits[second] = Exit(third, at_ns)
+        elif what == _EXEC:
+            known.executed[second] = at_ns
+        elif what == _FORK and third == fourth:
+            known.children.setdefault(second, []).append((at_ns, third))
+
+    def _forget(self) -> None:
+        if time.monotonic() - self._turned_s >= _KEEP_S or len(self._known.exits) >= _KEEP_MOST:
+            self._older, self._known = self._known, _Known()
+            self._turned_s = time.monotonic()
+
+    def status(self) -> dict[str, Any]:
+        """What doctor shows: whether processes are told of, and how often the queue was too short."""
+        return {"is_listening": self.is_listening, "lost": self.lost}
+
+
+def _message(data: bytes) -> bytes:
+    body = _CN_MSG.pack(_CN_IDX_PROC, _CN_VAL_PROC, 0, 0, len(data), 0) + data
+    return _NLMSGHDR.pack(_NLMSGHDR.size + len(body), _NLMSG_DONE, 0, 0, os.getpid()) + body
+
+
+def _enlarge(connector: socket.socket) -> None:
+    try:
+        connector.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _QUEUE)
+    except PermissionError:
+        connector.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _QUEUE)  # as much of it as there may be
+
+
+def _leave_out_others(connector: socket.socket) -> None:
+    """Have the kernel queue neither new threads nor, before Linux 6.6, renames, new sessions and the like."""
+    # BPF_LD|BPF_W|BPF_ABS, BPF_MISC|BPF_TAX, BPF_JMP|BPF_JEQ|BPF_K, BPF_JMP|BPF_JEQ|BPF_X, BPF_RET|BPF_K
+    load, to_x, if_equal, if_equal_x, give = 0x20, 0x07, 0x15, 0x1D, 0x06
+    program = b"".join(
+        struct.pack("=HBBI", *instruction)
+        for instruction in (
+            (load, 0, 0, _HEAD),
+            (if_equal, 6, 0, _network_order(_EXIT)),
+            (if_equal, 5, 0, _network_order(_EXEC)),
+            (if_equal, 0, 5, _network_order(_FORK)),
+            (load, 0, 0, _CHILD_PID),
+            (to_x, 0, 0, 0),
+            (load, 0, 0, _CHILD_TGID),
+            (if_equal_x, 0, 1, 0),
+            (give, 0, 0, 0xFFFF_FFFF),
+            (give, 0, 0, 0),
+        )
+    )
+    buffer = ctypes.create_string_buffer(program, len(program))
+    # struct sock_fprog (linux/filter.h): the number of instructions, and where they are.
+    fprog = struct.pack("HP", len(program) // 8, ctypes.addressof(buffer))
+    connector.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, fprog)
+
+
+def _network_order(word: int) -> int:
+    """What a filter loads where a message has this word."""
+    return int.from_bytes(struct.pack("=I", word), "big")

@@ -1,0 +1,103 @@
+"""Calls that are over before anybody has looked: each has its exit code and verdict, in exactly one record.
+
+AGENTRUN_EXECS says how many there are one after the other (`make short-calls-test`: 2,000).
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from engine import IMAGE, Engine
+from runtimes import RECORDS, Bundle, run, started, wait_for
+from watched import TREE as TREE
+from watched import daemon as daemon
+from watched import raw_records
+
+EXECS = int(os.environ.get("AGENTRUN_EXECS", "40"))
+AT_ONCE = 64
+WAYS = ["docker-runc", "docker-crun", "podman-runc", "podman-crun", "runc", "crun"]
+# By turns, so that a record that was given to the wrong call shows.
+COMMANDS = {"true": ("ok", 0), "false": ("failed", 1)}
+
+
+class Way:
+    """A way to run an exec, with a container for it."""
+
+    def __init__(self, argv: list[str], container: str) -> None:
+        self.argv = argv
+        self.container = container
+
+    def exec(self, number: int) -> tuple[str, int]:
+        """One call; returns the verdict and the exit code that its record is to have."""
+        name = list(COMMANDS)[number % 2]
+        done = subprocess.run(
+            [*self.argv, name], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (COMMANDS[name][1], "", ""), name
+        return COMMANDS[name]
+
+    def ends(self) -> list[tuple[str | None, int | None]]:
+        """The ends that are recorded; no call twice."""
+        mine = [r for r in raw_records() if r["container"] == self.container]
+        assert len({r["id"] for r in mine}) == len(mine)
+        return [(r["verdict"], r["exit_code"]) for r in mine]
+
+
+@pytest.fixture(params=WAYS)
+def way(request, tmp_path: Path) -> Iterator[Way]:
+    """Each engine on each runtime, and each runtime by hand."""
+    name, _, backend = request.param.partition("-")
+    RECORDS.unlink(missing_ok=True)
+    if not backend:
+        with started(Bundle(tmp_path / "bundle", f"agentrun-{name}", f"short-{name}")) as bundle:
+            yield Way([*bundle.runtime, "exec", bundle.id], bundle.id)
+        return
+    engine = Engine(name, backend)
+    container = engine.create("short", engine.wrapped, IMAGE, "sleep", "1000000")
+    yield Way([name, "exec", "short"], container)
+    engine.rm("short")
+
+
+def check(way: Way, expected: list[tuple[str, int]]) -> None:
+    """Each call is recorded, and nothing else."""
+    wait_for(lambda: len(way.ends()) >= len(expected), "all records")
+    assert Counter(way.ends()) == Counter(expected)
+
+
+def test_calls_one_after_the_other_have_their_ends(way):
+    began = time.monotonic()
+    expected = [way.exec(number) for number in range(EXECS)]
+    check(way, expected)
+    print(f"{EXECS} execs, {(time.monotonic() - began) / EXECS * 1000:.0f} ms each")
+
+
+def test_calls_at_once_have_their_ends(way):
+    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
+        expected = list(pool.map(way.exec, range(AT_ONCE)))
+    check(way, expected)
+
+
+def test_calls_while_agentrund_is_restarted_have_a_record(way):
+    """What began and ended while none ran has no exit code; all else has."""
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        running = [pool.submit(way.exec, number) for number in range(EXECS)]
+        restarts = 0
+        while not all(one.done() for one in running):
+            run("systemctl", "kill", "-s", "KILL", "agentrund")
+            restarts += 1
+            wait_for(lambda: run("systemctl", "is-active", "agentrund", check=False).returncode == 0, "it")
+            time.sleep(3)
+        expected = [one.result() for one in running]
+    wait_for(lambda: len(way.ends()) >= len(expected), "all records")
+    found = way.ends()
+    assert len(found) == len(expected)
+    known = [end for end in found if end != (None, None)]
+    print(f"{restarts} restarts; exit codes known of {len(known)} in {len(found)} calls")
+    assert not Counter(known) - Counter(expected)

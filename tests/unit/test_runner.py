@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from runner import guests as runner_guests
 from runner import report
+from runner import run as runner_run
 from runner.guests import Guests
 from runner.main import main
 from runner.parts import PARTS, Guest, Part, State, Turn, chosen, longest_first, next_turn, room, turn_of
@@ -250,6 +252,20 @@ def test_part_that_loses_its_guest_after_a_failure_is_not_repeated():
     assert "its guest was lost" in told(run)
 
 
+def test_what_goes_on_is_said_now_and_then(monkeypatch, capsys):
+    monkeypatch.setattr(runner_run, "SAY_S", 0)
+
+    def slow(*_: object) -> Result:
+        time.sleep(1.5)
+        return result_of("1 passed in 1s")
+
+    monkeypatch.setattr(Scripted, "_in_guest", slow)
+    guests = Guests(Processes(), frozenset())
+    guests.states = dict(READY)
+    Scripted().parts((SHORT, LONG), guests, jobs=1)
+    assert re.search(r"^vm tests\| full/long for \d s; 1 waiting$", capsys.readouterr().out, re.MULTILINE)
+
+
 def test_parts_are_all_run_longest_first():
     run = ran(("1 passed in 1s", 0), ("2 passed in 1s", 0), parts=(SHORT, LONG))
     assert [name for name, _ in run.ran] == ["full/long", "fast/short"]
@@ -274,13 +290,14 @@ def test_table_has_each_step_and_the_total_in_a_hundred_columns():
 def test_slowest_tests_are_those_of_all_parts():
     results = [
         result_of("".join(f"{n}.00s call     tests/integration/test_a.py::test_{n}\n" for n in range(8))),
-        result_of("6.50s setup    tests/unit/test_b.py::test_" + "x" * 100 + "\n", name="native-test"),
+        result_of("6.50s setup    tests/unit/test_b.py::test_" + "x" * 100 + "[end]\n", name="native-test"),
         result_of("".join(f"0.{n}0s call     tests/unit/test_c.py::test_{n}\n" for n in range(8))),
     ]
     lines = list(report.slowest(results))
     assert len(lines) == report.SLOWEST and max(map(len, lines)) <= report.WIDTH
-    assert lines[0] == "    7.0 s  call     fast/it: test_a.py::test_7"
-    assert lines[1].startswith("    6.5 s  setup    native-test: unit/test_b.py::test_xxx")
+    assert lines[0] == "    7.0 s  call     -     test_a.py::test_7"
+    assert lines[1].startswith("    6.5 s  setup    -     unit/test_b.py::test_xxx")
+    assert "xxx...xxx" in lines[1] and lines[1].endswith("x[end]")
 
 
 def test_last_line_counts():

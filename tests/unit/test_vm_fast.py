@@ -1,6 +1,7 @@
 """tests/vm, the fast guest: its command line, its hardware, and when a cached kernel counts."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -61,9 +62,10 @@ def test_what_is_no_memory_size_is_a_usage_error(text: str) -> None:
 
 
 def test_memory_goes_elsewhere_when_it_does_not_fit(tmp_path: Path) -> None:
-    assert uml.unfit_for_memory(tmp_path, 1) is None
-    assert "MiB free" in (uml.unfit_for_memory(tmp_path, 1 << 60) or "")
-    assert "No such file" in (uml.unfit_for_memory(tmp_path / "absent", 1) or "")
+    assert uml.unfit_for_memory(tmp_path, 1, 0) is None
+    assert "room for" in (uml.unfit_for_memory(tmp_path, 1 << 60, 0) or "")
+    assert "room for 0 MiB" in (uml.unfit_for_memory(tmp_path, 1 << 20, 1 << 60) or "")
+    assert "No such file" in (uml.unfit_for_memory(tmp_path / "absent", 1, 0) or "")
 
 
 @pytest.mark.parametrize("options", [["--smp", "2"], ["--tcg-thread", "single"], ["--smp", "1"]])
@@ -165,11 +167,11 @@ def test_a_broken_kernel_is_built_again_and_a_whole_one_is_not(
 
 def test_old_kernels_and_killed_builds_are_removed(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(umlkernel, "_build", lambda work, directory: directory.mkdir())
-    for name in ("a", "b", "c", ".build-x"):
+    for age_s, name in enumerate((".build-x", "newer", "older")):
         (umlkernel.kernels_dir() / name).mkdir()
+        os.utime(umlkernel.kernels_dir() / name, (1000 - age_s, 1000 - age_s))
     kept = umlkernel.ensure_kernel().parent.name
-    left = {path.name for path in umlkernel.kernels_dir().iterdir()}
-    assert kept in left and ".build-x" not in left and len(left) <= umlkernel.KEPT_KERNELS + 1
+    assert {path.name for path in umlkernel.kernels_dir().iterdir()} == {kept, "newer"}
 
 
 def test_a_fast_disk_counts_only_in_its_stamped_size(cache: Path) -> None:

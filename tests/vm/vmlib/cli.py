@@ -19,6 +19,7 @@ from vmlib.machine import Hardware, fast_hardware
 from vmlib.progress import say
 from vmlib.recipe import MEM, SMP
 from vmlib.sync import install_product, mirror_tree
+from vmlib.umlkernel import current_kernel, kernel_is_whole
 
 EPILOG = """\
 CMD of one word is a line for the guest's shell; of several, it is run exactly as given.
@@ -165,6 +166,8 @@ def _status() -> int:
         print(f"image {image.key}: {'built' if image.has_snapshot() else 'built, no snapshot'}")
     else:
         print(f"image {image.key}: absent")
+    kernel = current_kernel()
+    print(f"fast guest's kernel {kernel.name}: {'built' if kernel_is_whole(kernel) else 'absent'}")
     for instance in list_instances():
         state, pid = instance.state(), instance.machine.pid()
         if state is None:

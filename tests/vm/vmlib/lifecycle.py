@@ -11,7 +11,7 @@ from vmlib.errors import UsageError
 from vmlib.fastdisk import ensure_fast_disk
 from vmlib.host import ensure_tools
 from vmlib.image import BOOT_TIMEOUT_S, Image, current_image, ensure_image, prune
-from vmlib.instance import PROBE_TIMEOUT_S, Instance, State, images_in_use
+from vmlib.instance import PROBE_TIMEOUT_S, Instance, State, images_in_use, list_instances
 from vmlib.machine import Hardware
 from vmlib.paths import socket_dir
 from vmlib.progress import heartbeat, say
@@ -110,9 +110,14 @@ def _start(instance: Instance, image: Image, hardware: Hardware, parts: FastPart
 def _start_fast(instance: Instance, image: Image, hardware: Hardware, parts: FastParts) -> State:
     machine = instance.fast_machine
     with heartbeat("boot"):
-        port = machine.start(parts.kernel, parts.disk, hardware)
+        port = machine.start(parts.kernel, parts.disk, hardware, _promised_memory())
         machine.wait_ssh(port, BOOT_TIMEOUT_S).run(SETTLED, BOOT_TIMEOUT_S)
     return _remember(instance, image, hardware, port, restored=False)
+
+
+def _promised_memory() -> int:
+    """How much memory the fast guests that run may come to use, in bytes."""
+    return sum(instance.fast_machine.memory_bytes() for instance in list_instances())
 
 
 def _start_emulated(instance: Instance, image: Image, hardware: Hardware) -> State:

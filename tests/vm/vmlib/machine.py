@@ -73,12 +73,17 @@ class Machine(ABC):
         return Ssh(own / "id", own / "known_hosts", self.address(port), control, own / "ssh.log")
 
     def pid(self) -> int | None:
+        found = self._find_process()
+        return None if found is None else found[0]
+
+    def _find_process(self) -> tuple[int, list[str]] | None:
+        """Its pid and command line."""
         try:
             pid = int(self.pid_file.read_text())
-            argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            argv = os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes()).split("\0")
         except (OSError, ValueError):
             return None
-        return pid if os.fsencode(self.pid_file) in argv else None
+        return (pid, argv) if os.fspath(self.pid_file) in argv else None
 
     def is_alive(self) -> bool:
         return self.pid() is not None

@@ -68,10 +68,19 @@ class Uml(Machine):
             enter += ["--user", "--preserve-credentials"]
         return Address(GUEST_ADDRESS, port, tuple(enter))
 
-    def start(self, kernel: Path, disk: Path, hardware: Hardware) -> int:
-        """Start it on a copy-on-write file over `disk`; returns the port of the guest's ssh."""
+    def memory_bytes(self) -> int:
+        """The memory of the guest if it runs, as its command line says: its state is written only later."""
+        found = self._find_process()
+        sizes = [word[4:] for word in found[1] if word.startswith("mem=")] if found is not None else []
+        return parse_memory(sizes[0]) if sizes else 0
+
+    def start(self, kernel: Path, disk: Path, hardware: Hardware, promised_bytes: int) -> int:
+        """Start it on a copy-on-write file over `disk`; returns the port of the guest's ssh.
+
+        `promised_bytes` is the memory of the guests that run already.
+        """
         memory_bytes = parse_memory(hardware.mem)
-        memory_dir = self._memory_dir(memory_bytes)
+        memory_dir = self._memory_dir(memory_bytes, promised_bytes)
         # The kernel's options have no quoting: what they name is in its working directory.
         (self.directory / DISK).symlink_to(disk)
         argv = [*contain(os.geteuid() == 0), tool("sh"), "-c", SCRIPT, os.fspath(self.pid_file)]
@@ -96,9 +105,9 @@ class Uml(Machine):
             raise
         return SSH_PORT
 
-    def _memory_dir(self, memory_bytes: int) -> Path:
+    def _memory_dir(self, memory_bytes: int, promised_bytes: int) -> Path:
         """Where the file goes that is the guest's memory."""
-        reason = unfit_for_memory(MEMORY_DIR, memory_bytes)
+        reason = unfit_for_memory(MEMORY_DIR, memory_bytes, promised_bytes)
         if reason is None:
             return MEMORY_DIR
         say(f"warning: the guest's memory is in {self.directory}, which is slow: {reason}")
@@ -163,15 +172,19 @@ def parse_memory(text: str) -> int:
     return int(match[1]) * _UNITS[match[2].upper()]
 
 
-def unfit_for_memory(directory: Path, memory_bytes: int) -> str | None:
-    """Why the guest's memory cannot be a file in `directory`; it is mapped for execution."""
+def unfit_for_memory(directory: Path, memory_bytes: int, promised_bytes: int) -> str | None:
+    """Why the guest's memory cannot be a file in `directory`; it is mapped for execution.
+
+    The file is sparse and only grows. A guest dies when it finds no room, so all must fit at their largest.
+    """
     try:
         info = os.statvfs(directory)
     except OSError as e:
         return f"{directory}: {e.strerror}"
     if info.f_flag & os.ST_NOEXEC:
         return f"{directory} is mounted noexec"
-    free = info.f_bavail * info.f_frsize
-    if free < memory_bytes:
-        return f"{directory} has {free >> 20} MiB free, the guest wants {memory_bytes >> 20}"
+    size, free = info.f_blocks * info.f_frsize, info.f_bavail * info.f_frsize
+    room = min(free, size - promised_bytes)
+    if room < memory_bytes:
+        return f"{directory} has room for {max(room, 0) >> 20} MiB, the guest wants {memory_bytes >> 20}"
     return None

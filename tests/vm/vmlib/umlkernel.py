@@ -61,13 +61,18 @@ def kernel_key() -> str:
     return digest.hexdigest()[:16]
 
 
+def current_kernel() -> Path:
+    """The directory of the kernel that belongs to the inputs as they are now, whether it is there or not."""
+    return kernels_dir() / kernel_key()
+
+
 def kernel_is_whole(directory: Path) -> bool:
     return matches_stamp(directory, STAMP)
 
 
 def ensure_kernel() -> Path:
-    """The kernel that belongs to the inputs as they are now, built when it is absent or broken."""
-    directory = kernels_dir() / kernel_key()
+    """The current kernel, built when it is absent or broken."""
+    directory = current_kernel()
     work = kernels_dir() / f".build-{directory.name}"
     if not kernel_is_whole(directory):
         with locked(cache_dir() / "kernel.lock", "another kernel build", _make_log(work)):
@@ -156,7 +161,8 @@ def _fetch_source(work: Path, log: Path) -> str:
 
 def _write_apt_config(directory: Path) -> Path:
     """An apt of our own: backports only, and nothing of the host's but its proxies."""
-    for name in ("etc", "state/lists/partial", "cache/archives/partial"):
+    parts = ("etc/apt.conf.d", "etc/preferences.d", "etc/sources.list.d")
+    for name in (*parts, "state/lists/partial", "cache/archives/partial"):
         (directory / name).mkdir(parents=True)
     (directory / "etc/sources.list").write_text(debian_source(find_mirror(), BACKPORTS) + "\n")
     (directory / "status").touch()

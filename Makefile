@@ -13,7 +13,7 @@ VENV ?= .venv
 VENV_STAMP := $(VENV)/.installed
 VM := tests/vm/vm
 
-.PHONY: help install uninstall bpf demo test test-all lint native-test vm-test scx-test admission-test boost-test replay-test rates-test trace-test bench bench-isolation bench-scx clean
+.PHONY: help install uninstall bpf demo test test-all lint native-test vm-test scx-test admission-test boost-test replay-test rates-test trace-test short-calls-test bench bench-isolation bench-scx clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -69,6 +69,9 @@ boost-test: bpf ## what short calls and idle guarantees get, in the test VM (wan
 
 replay-test: ## `agentrunctl replay` with real containers, in the test VM (ten minutes; not part of `make test`)
 	tests/run vm replay
+
+short-calls-test: ## 2,000 calls that end at once, by each engine and runtime, in the fast guest (an hour; not part of `make test`)
+	tests/run vm many-calls
 
 trace-test: bpf ## `agentrunctl trace` with bcc, in the test VM (minutes; not part of `make test`)
 	tests/run vm trace

@@ -65,7 +65,8 @@ def hog(mib: int) -> tuple[str, ...]:
 
 def raw_records() -> list[dict[str, Any]]:
     """Records as agentrund wrote them; nothing here harvests."""
-    return [json.loads(line) for line in RECORDS.read_text().splitlines()] if RECORDS.exists() else []
+    journals = [path for path in (RECORDS.with_suffix(".jsonl.1"), RECORDS) if path.exists()]
+    return [json.loads(line) for path in journals for line in path.read_text().splitlines()]
 
 
 def call(engine: Engine, *command: str, intent: str = "") -> tuple[Any, dict[str, Any]]:

@@ -57,8 +57,10 @@ def _fast(name: str, minutes: float, *files: str) -> Part:
     return Part(name, Guest.FAST, minutes, files)
 
 
-def _own(name: str, *files: str, vm: Sequence[str] = (), pytest: Sequence[str] = ()) -> Part:
-    return Part(name, Guest.FULL, 10, files, tuple(vm), pytest=tuple(pytest), is_own_target=True)
+def _own(
+    name: str, *files: str, guest: Guest = Guest.FULL, vm: Sequence[str] = (), pytest: Sequence[str] = ()
+) -> Part:
+    return Part(name, guest, 10, files, tuple(vm), pytest=tuple(pytest), is_own_target=True)
 
 
 # Loading schedulers often may crash a guest that is emulated by several threads.
@@ -79,12 +81,14 @@ PARTS = (
     _fast("controller", 4, "controller", "store", "kernel"),
     _fast("policy", 3.5, "policy", "learned"),
     _fast("by-hand", 3, "by_hand"),
+    _fast("short-calls", 4, "short_calls"),
     _own("scx", "scx", vm=(*_ONE_THREAD, "--env", "AGENTRUN_SCX_CYCLES=5"), pytest=("-m", "not figures")),
     _own("admission", "admission"),
     _own("boost", "boost", "lending"),
     _own("rates", "rates"),
     _own("replay", "replay"),
     _own("trace", "trace"),
+    _own("many-calls", "short_calls", guest=Guest.FAST, vm=("--env", "AGENTRUN_EXECS=2000"), pytest=("-s",)),
 )
 
 

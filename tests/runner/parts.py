@@ -71,7 +71,7 @@ PARTS = (
     _full("bpf", 8, "bpf", "network", "snapshot"),
     _full("isolation", 8, "isolation"),
     _full("mempressure", 6, "mempressure", vm=_ONE_THREAD),
-    _full("memcg-ops", 4, "memcg_ops", module="tests/memcg_ops"),
+    _full("memcg-ops", 2, "memcg_ops", module="tests/memcg_ops"),
     _fast("verdicts", 7, "verdicts"),
     _fast("engines", 5, "engines"),
     _fast("feedback", 4, "feedback"),

@@ -35,12 +35,16 @@ def ending(result: Result) -> str:
 
 def slowest(results: Sequence[Result]) -> Iterator[str]:
     """The tests that took longest, of all parts."""
-    found = [
-        (seconds, phase, result.name, test) for result in results for seconds, phase, test in result.slow
-    ]
-    for seconds, phase, name, test in sorted(found, reverse=True)[:SLOWEST]:
-        short = test.removeprefix("tests/").removeprefix("integration/")
-        yield f"{seconds:7.1f} s  {phase:<8} {name}: {short}"[:WIDTH]
+    found = [(*slow, result.guest) for result in results for slow in result.slow]
+    for seconds, phase, test, guest in sorted(found, reverse=True)[:SLOWEST]:
+        begin = f"{seconds:7.1f} s  {phase:<8} {guest:<5} "
+        yield begin + shortened(test.removeprefix("tests/").removeprefix("integration/"), WIDTH - len(begin))
+
+
+def shortened(text: str, width: int) -> str:
+    """A text without its middle; a test's parameters are at its end."""
+    end = width // 3
+    return text if len(text) <= width else f"{text[: width - end - 3]}...{text[-end:]}"
 
 
 def failures(results: Sequence[Result]) -> Iterator[str]:

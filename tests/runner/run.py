@@ -76,14 +76,16 @@ class Run:
 
     def _stream(self, result: Result, argv: Sequence[str]) -> Result:
         """Run a command and print its output, each line under the step's name."""
-        result.started = self.wall_s()
+        began = self.wall_s()
+        if not result.seconds:
+            result.started = began
         process = self._processes.start(argv)
         assert process.stdout is not None
         for line in process.stdout:
             tell(result.name, line.rstrip())
             result.read(line)
         result.status = self._processes.finish(process)
-        result.seconds = self.wall_s() - result.started
+        result.seconds += self.wall_s() - began
         tell(result.name, f"status {result.status} after {result.seconds:.0f} s")
         return result
 

@@ -274,13 +274,14 @@ def test_table_has_each_step_and_the_total_in_a_hundred_columns():
 def test_slowest_tests_are_those_of_all_parts():
     results = [
         result_of("".join(f"{n}.00s call     tests/integration/test_a.py::test_{n}\n" for n in range(8))),
-        result_of("6.50s setup    tests/unit/test_b.py::test_" + "x" * 100 + "\n", name="native-test"),
+        result_of("6.50s setup    tests/unit/test_b.py::test_" + "x" * 100 + "[end]\n", name="native-test"),
         result_of("".join(f"0.{n}0s call     tests/unit/test_c.py::test_{n}\n" for n in range(8))),
     ]
     lines = list(report.slowest(results))
     assert len(lines) == report.SLOWEST and max(map(len, lines)) <= report.WIDTH
-    assert lines[0] == "    7.0 s  call     fast/it: test_a.py::test_7"
-    assert lines[1].startswith("    6.5 s  setup    native-test: unit/test_b.py::test_xxx")
+    assert lines[0] == "    7.0 s  call     -     test_a.py::test_7"
+    assert lines[1].startswith("    6.5 s  setup    -     unit/test_b.py::test_xxx")
+    assert "xxx...xxx" in lines[1] and lines[1].endswith("x[end]")
 
 
 def test_last_line_counts():

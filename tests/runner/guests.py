@@ -43,6 +43,9 @@ class Guests:
             _log(kind).unlink(missing_ok=True)
         threading.Thread(target=self._build_all, name="build", daemon=True).start()
 
+    def building(self) -> list[Guest]:
+        return [kind for kind, state in self.states.items() if state is State.BUILDING]
+
     def hurry(self) -> None:
         """Nothing else is to be done first any more."""
         self._is_urgent = True

@@ -11,6 +11,7 @@ from runner.parts import Guest, Part, Turn, longest_first, next_turn, room, titl
 from runner.processes import TREE, VM, EndedError, Processes, tell
 from runner.results import LOST_GUEST, Result, to_run_again
 
+SAY_S = 60.0
 PYTEST = ["python3", "-m", "pytest", "-q", "-rfE", "--durations=10", "-p", "no:cacheprovider"]
 
 
@@ -42,6 +43,8 @@ class Run:
     def part(self, part: Part, guest: Guest) -> Result:
         """One part in a guest of its own; once more in a new one where that died before a test failed."""
         arguments = part.arguments(self._matrix)
+        if guest is not part.guest:
+            tell(title(part), "there is no fast guest here: it runs in the full one, which is slower")
         result = self._in_guest(Result(title(part), guest), part, guest, arguments)
         if result.lost_guest():
             tell(title(part), "its guest was lost; once more, in a new one")
@@ -100,7 +103,7 @@ class Queue:
     def __init__(self, run: Run, parts: Sequence[Part], guests: Guests, jobs: int) -> None:
         self._run, self._guests, self._jobs = run, guests, jobs
         self._waiting = longest_first(parts)
-        self._running = 0
+        self._running: dict[str, float] = {}
         self._error: BaseException | None = None
 
     def work(self) -> None:
@@ -108,9 +111,13 @@ class Queue:
         workers = [threading.Thread(target=self._worker, daemon=True) for _ in range(self._jobs)]
         for worker in workers:
             worker.start()
+        said = self._run.wall_s()
         for worker in workers:
             while worker.is_alive():
                 worker.join(1)  # a signal's handler may end the run meanwhile
+                if self._run.wall_s() - said > SAY_S:
+                    said = self._run.wall_s()
+                    tell("vm tests", self._now())
         if self._error is not None:
             raise self._error
 
@@ -124,7 +131,7 @@ class Queue:
                     else:
                         self._run.without_guest(part, turn)
                 finally:
-                    self._leave()
+                    self._leave(part)
         except EndedError:
             pass
         except BaseException as error:
@@ -137,14 +144,23 @@ class Queue:
         with guests.changed:
             while self._waiting:
                 found = next_turn(self._waiting, guests.states, is_ci=is_ci())
-                if found is not None and self._running < room(self._jobs, guests.states):
+                if found is not None and len(self._running) < room(self._jobs, guests.states):
                     self._waiting.remove(found[0])
-                    self._running += 1
+                    self._running[title(found[0])] = self._run.wall_s()
                     return found
                 guests.changed.wait()
         return None
 
-    def _leave(self) -> None:
+    def _leave(self, part: Part) -> None:
         with self._guests.changed:
-            self._running -= 1
+            del self._running[title(part)]
             self._guests.changed.notify_all()
+
+    def _now(self) -> str:
+        """What is going on: pytest says nothing for minutes where tests are slow."""
+        with self._guests.changed:
+            running = [
+                f"{name} for {self._run.wall_s() - began:.0f} s" for name, began in self._running.items()
+            ]
+            building = [f"the {kind} guest is built" for kind in self._guests.building()]
+            return "; ".join((*running, *building, f"{len(self._waiting)} waiting"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from runner import guests as runner_guests
 from runner import report
+from runner import run as runner_run
 from runner.guests import Guests
 from runner.main import main
 from runner.parts import PARTS, Guest, Part, State, Turn, chosen, longest_first, next_turn, room, turn_of
@@ -248,6 +250,20 @@ def test_part_that_loses_its_guest_is_repeated_once_and_told_as_unstable():
 def test_part_that_loses_its_guest_after_a_failure_is_not_repeated():
     run = ran(("..F", LOST_GUEST))
     assert "its guest was lost" in told(run)
+
+
+def test_what_goes_on_is_said_now_and_then(monkeypatch, capsys):
+    monkeypatch.setattr(runner_run, "SAY_S", 0)
+
+    def slow(*_: object) -> Result:
+        time.sleep(1.5)
+        return result_of("1 passed in 1s")
+
+    monkeypatch.setattr(Scripted, "_in_guest", slow)
+    guests = Guests(Processes(), frozenset())
+    guests.states = dict(READY)
+    Scripted().parts((SHORT, LONG), guests, jobs=1)
+    assert re.search(r"^vm tests\| full/long for \d s; 1 waiting$", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_parts_are_all_run_longest_first():

@@ -12,7 +12,7 @@ from pathlib import Path
 import needs
 import pytest
 from needs import UnknownNeedError, Wanted
-from runner.parts import PARTS, Guest
+from runner.parts import PARTS, Guest, title
 
 TREE = Path(__file__).parents[2]
 
@@ -52,7 +52,7 @@ def test_both_guests_run_only_the_smoke_tests():
         assert any(engine in test for test in twice), engine
 
 
-@pytest.mark.parametrize("part", [part for part in PARTS if not part.is_own_target], ids=str)
+@pytest.mark.parametrize("part", [part for part in PARTS if not part.is_own_target], ids=title)
 def test_part_has_a_test_in_each_of_its_files(part):
     tests = in_parts(collected(f"--guest={part.guest}", "--matrix=pairwise"), part.guest)
     files = {test.partition("::")[0] for test in tests}

@@ -126,6 +126,7 @@ def test_call_with_one_cpu_counts_one_and_the_agent_all(engine):
     assert engine("exec", "-e", "OMP_NUM_THREADS=7", "ours", "nproc").stdout == "7\n"
 
 
+@pytest.mark.needs("cpuset")
 def test_call_that_can_wait_is_pinned_and_nice(engine):
     script = "grep Cpus_allowed_list /proc/self/status; cut -d' ' -f19,41 /proc/self/stat"
     out = engine("exec", "-e", "AGENTRUN_INTENT=class=later", "ours", "sh", "-c", script).stdout.split()
@@ -133,6 +134,7 @@ def test_call_that_can_wait_is_pinned_and_nice(engine):
     assert out[2:] == ["10", "3"]  # SCHED_BATCH
 
 
+@pytest.mark.needs("cpuset")
 def test_limit_that_the_kernel_does_not_take_is_named(engine):
     record = call(engine, "true", options=("-e", "AGENTRUN_INTENT=class=elsewhere"))
     assert record["not_enforced"] == ["cpuset.cpus"]

@@ -67,8 +67,8 @@ def _own(
 _ONE_THREAD = ("--tcg-thread", "single")
 
 PARTS = (
-    # A smoke run of each engine on each runtime, and what needs a second CPU or huge pages.
-    _full("smoke", 8, "engines", "policy", "verdicts"),
+    # A smoke run of each engine on each runtime, and what needs a second CPU, cpusets or huge pages.
+    _full("smoke", 9, "engines", "policy", "verdicts"),
     _full("kernel", 9, "kernel"),
     _full("bpf", 8, "bpf", "network", "snapshot"),
     _full("isolation", 8, "isolation"),

@@ -48,7 +48,8 @@ class Run:
         result = self._in_guest(Result(title(part), guest), part, guest, arguments)
         if result.lost_guest():
             tell(title(part), "its guest was lost; once more, in a new one")
-            result = self._in_guest(Result(title(part), guest), part, guest, arguments)
+            both = Result(title(part), guest, started=result.started, seconds=result.seconds)
+            result = self._in_guest(both, part, guest, arguments)
             result.is_unstable = True
             result.notes.append("its guest was lost, and all was run again in a new one")
         elif result.status == LOST_GUEST:
@@ -135,8 +136,10 @@ class Queue:
         except EndedError:
             pass
         except BaseException as error:
-            self._error = error
-            self._waiting.clear()
+            with self._guests.changed:
+                self._error = error
+                self._waiting.clear()
+                self._guests.changed.notify_all()
 
     def _take(self) -> tuple[Part, Guest | Turn] | None:
         """The next part, once there is one to do and a place for it; None when none is left."""

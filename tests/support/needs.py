@@ -64,11 +64,16 @@ def _has_kprobes(_: int) -> bool:
     return any(os.path.exists(f"{folder}/kprobe_events") for folder in folders)
 
 
+def _has_cpuset(_: int) -> bool:
+    return "cpuset" in _read("/sys/fs/cgroup/cgroup.controllers").split()
+
+
 KNOWN = {
     "bpf": Need("no BPF programs with trampolines (BTF and the JIT)", _has_bpf),
     "scx": Need("no sched_ext", lambda _: os.path.exists("/sys/kernel/sched_ext/state")),
     "kprobes": Need("no kprobes", _has_kprobes),
     "bcc": Need("no bcc (python3-bpfcc)", lambda _: importlib.util.find_spec("bcc") is not None),
+    "cpuset": Need("no cpuset controller (a kernel without SMP has none)", _has_cpuset),
     "hugepages": Need("no huge pages", lambda _: os.path.exists("/proc/sys/vm/nr_hugepages")),
     "cpus": Need("fewer than {} CPUs", lambda n: len(os.sched_getaffinity(0)) >= n, in_fast_guest=1),
 }  # fmt: skip

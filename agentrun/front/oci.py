@@ -29,15 +29,14 @@ def load_bundle(path: str) -> None:
         return
     if not data.startswith(MAGIC_NUMBER):
         return
-    package = None
-    for name, code in marshal.loads(data[len(MAGIC_NUMBER) :]):  # noqa: S302 - our own file, root's
-        module = type(sys)("agentrun" if package is None else f"agentrun.{name}")
-        sys.modules[module.__name__] = module
-        if package is None:
-            package = module
-            package.__path__ = [LIBRARY + "/agentrun"]
-        else:
-            setattr(package, name, module)
+    for name, code, is_package in marshal.loads(data[len(MAGIC_NUMBER) :]):  # noqa: S302 - our own file, root's
+        module = type(sys)(name)
+        sys.modules[name] = module
+        parent, _, own_name = name.rpartition(".")
+        if is_package:
+            module.__path__ = [f"{LIBRARY}/{name.replace('.', '/')}"]
+        if parent:
+            setattr(sys.modules[parent], own_name, module)
         exec(code, module.__dict__)  # noqa: S102
 
 

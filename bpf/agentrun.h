@@ -8,7 +8,7 @@
 
 #include <linux/types.h>
 
-/* Names of the layout's directories (agentrun/layout.py). */
+/* Names of the layout's directories (agentrun/cgroups/layout.py). */
 #define AR_CALLS "agentrun-calls"
 #define AR_COMM_LEN 16
 

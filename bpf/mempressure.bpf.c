@@ -9,7 +9,7 @@
  * agentrund is told at once, or both. File cache counts as left.
  *
  * Nobody starves: who was marked for LONGEST_NS has REST_NS to itself, as with agentrund's own rules
- * (agentrun/controller/rules.py).
+ * (agentrun/daemon/controller/rules.py).
  */
 #include "events.bpf.h"
 #include "loops.h"

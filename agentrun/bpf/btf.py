@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-from agentrun.errors import BpfError
+from agentrun.base.errors import BpfError
 
 DIRECTORY = "/sys/kernel/btf"
 _BASE = "vmlinux"

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
-from agentrun import config, log
+from agentrun.base import log
+from agentrun.base.errors import BpfError
+from agentrun.base.paths import Paths
 from agentrun.bpf import modules
-from agentrun.config import Config
-from agentrun.errors import BpfError
-from agentrun.paths import Paths
+from agentrun.decision import config
+from agentrun.decision.config import Config
 
 
 class _Closable(Protocol):

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from agentrun.errors import BpfError
+from agentrun.base.errors import BpfError
 
 _LIBRARY = "libbpf.so.1"
 _LOG_LINES = 15  # of libbpf's output that an error shows

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import os
 
+from agentrun.base.errors import BpfError
+from agentrun.base.paths import Paths
 from agentrun.bpf import btf, modules, pins, syscall
 from agentrun.bpf.types import MemcgPolicy
-from agentrun.errors import BpfError
-from agentrun.paths import Paths
 
 STRUCT = "memcg_bpf_ops"
 OPS = "agentrun_memcg_ops"

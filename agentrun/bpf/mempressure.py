@@ -10,9 +10,9 @@ import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from agentrun.base.errors import BpfError
 from agentrun.bpf import modules, pins, syscall, types
 from agentrun.bpf.syscall import id_key
-from agentrun.errors import BpfError
 
 MODULE = modules.MODULES["mempressure"]
 How = types.How

@@ -17,11 +17,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from agentrun import files
+from agentrun.base import files
+from agentrun.base.errors import AgentrunError, BpfError, StateError
+from agentrun.base.paths import Paths
 from agentrun.bpf import pins
 from agentrun.bpf.libbpf import Object
-from agentrun.errors import AgentrunError, BpfError, StateError
-from agentrun.paths import Paths
 
 _HALF = "new"  # the name of a version until it is whole
 _LOCK_WAIT_S = 60.0

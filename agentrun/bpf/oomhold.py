@@ -11,8 +11,8 @@ from __future__ import annotations
 import sys
 import time
 
+from agentrun.base.errors import BpfError
 from agentrun.bpf import pins, syscall, types
-from agentrun.errors import BpfError
 
 _LISTENER = (0).to_bytes(4, sys.byteorder)
 _TOLD = bytes(8)

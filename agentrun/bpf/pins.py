@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
+from agentrun.base.errors import BpfError
 from agentrun.bpf import syscall
-from agentrun.errors import BpfError
 
 BPFFS = "/sys/fs/bpf"
 ROOT = f"{BPFFS}/agentrun"

@@ -18,8 +18,8 @@ import sys
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from agentrun.base.errors import BpfError
 from agentrun.bpf import pins, syscall, types
-from agentrun.errors import BpfError
 
 _MAP_RINGBUF = 27
 _BUSY, _DISCARD = 1 << 31, 1 << 30

@@ -9,8 +9,8 @@ import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from agentrun.base.errors import BpfError
 from agentrun.bpf import modules, pins, syscall, types
-from agentrun.errors import BpfError
 
 MODULE = modules.MODULES["snapshot"]
 ENTRY = struct.Struct("=QQQII")  # types.Seen

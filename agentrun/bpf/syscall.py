@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass
 from typing import NoReturn
 
-from agentrun.errors import BpfError
+from agentrun.base.errors import BpfError
 
 # include/uapi/linux/bpf.h, enum bpf_cmd
 _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _MAP_NEXT_KEY = 1, 2, 3, 4

@@ -1,7 +1,8 @@
 """Build `hotpath.bin`: all modules of the hot path, compiled, in one file. Run by install.sh:
 
-    python3 bundle.py PACKAGE_DIRECTORY OUTPUT
+    python3 bundle.py PACKAGE_DIRECTORY OUTPUT INSTALLED
 
+INSTALLED is where the package will be on the host, for tracebacks.
 Importing 30 modules the usual way costs 2 to 3 ms of searching, checking and reading, before every tool call.
 The file is the interpreter's magic number followed by a marshalled list of (module name, code, whether it is
 a package), each after the ones that it imports. `oci.py` runs them; with another interpreter it imports the
@@ -23,7 +24,7 @@ from importlib.util import MAGIC_NUMBER
 from types import CodeType
 
 PACKAGE = "agentrun"
-ENTRY = "agentrun.runtime"
+ENTRY = "agentrun.runtime.verbs"
 # All that the hot path may import: what is built into CPython, on some builds a small file beside it (`_json`
 # and `fcntl`), or frozen (`stat`). `__future__` is gone once a module is compiled.
 BUILTINS = frozenset(("__future__", "_json", "_signal", "errno", "fcntl", "posix", "stat", "sys", "time"))
@@ -46,13 +47,13 @@ class Module:
         with open(path, encoding="utf-8") as file:
             self.tree = ast.parse(file.read(), path)
 
-    def compile(self) -> CodeType:
+    def compile(self, path: str) -> CodeType:
         """Compile as -OO does. `from __future__` has its effect here, so that its run-time import can go."""
         self.tree.body = [
             n for n in self.tree.body if not (isinstance(n, ast.ImportFrom) and n.module == "__future__")
         ]
         flags = __future__.annotations.compiler_flag
-        code: CodeType = compile(self.tree, self.path, "exec", flags=flags, dont_inherit=True, optimize=2)
+        code: CodeType = compile(self.tree, path, "exec", flags=flags, dont_inherit=True, optimize=2)
         return code
 
     def binds(self, name: str) -> bool:
@@ -140,12 +141,15 @@ def bundle(directory: str, entry: str = ENTRY) -> dict[str, Module]:
 
 def main() -> None:
     """Write the bundle."""
-    directory, output = sys.argv[1:]
+    directory, output, installed = sys.argv[1:]
     try:
         modules = bundle(directory)
     except (BundleError, SyntaxError) as error:
         sys.exit(f"bundle: {error}")
-    rows = [(name, module.compile(), module.is_package) for name, module in modules.items()]
+    rows = []
+    for name, module in modules.items():
+        path = os.path.join(installed, os.path.relpath(module.path, directory))
+        rows.append((name, module.compile(path), module.is_package))
     with open(output, "wb") as file:
         file.write(MAGIC_NUMBER + marshal.dumps(rows))
 

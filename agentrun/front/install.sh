@@ -13,12 +13,6 @@ stdlib=$("$PYTHON" -I -S -c 'import os; print(os.path.dirname(os.__file__))')
 	exit 1
 }
 
-# place SOURCE TARGET MODE
-place() {
-	install -m "$3" "$1" "$2.new"
-	mv -f "$2.new" "$2"
-}
-
 # render SOURCE TARGET: fill in the places that the programs must not look for at run time.
 render() {
 	sed -e "s|@PYTHON@|$python|" -e "s|@STDLIB@|$stdlib|" -e "s|@LIBEXECDIR@|$LIBEXECDIR|" \
@@ -27,32 +21,28 @@ render() {
 	mv -f "$2.new" "$2"
 }
 
-install -d -m 0755 "$bin"
-for package in agentrun agentrun/bpf agentrun/controller agentrun/net agentrun/replay agentrun/trace; do
-	rm -rf "$lib/$package/.new"
-	install -d -m 0755 "$lib/$package" "$lib/$package/.new"
-	install -m 0644 "$package"/*.py "$lib/$package/.new"
-	mv -f "$lib/$package/.new"/*.py "$lib/$package"
-	rmdir "$lib/$package/.new"
-	for installed in "$lib/$package"/*.py; do
-		[ -e "$package/${installed##*/}" ] || rm -f "$installed"
-	done
-	rm -rf "$lib/$package/__pycache__"
+# The library is made beside the one that is in use, and takes its place as a whole: nothing of an older version
+# stays, and its hot path never runs on modules of this one.
+new=$lib.new
+rm -rf "$new"
+install -d -m 0755 "$bin" "$new" "$new/bpf"
+find agentrun -name __init__.py | while read -r file; do
+	package=${file%/*}
+	install -d -m 0755 "$new/$package"
+	install -m 0644 "$package"/*.py "$new/$package"
 done
 # BPF objects are optional: built by `make bpf`, here or on another machine. align.bpf.o is for a test only.
-rm -rf "$lib/bpf"
-install -d -m 0755 "$lib/bpf"
 for object in bpf/build/*.bpf.o; do
 	case $object in */align.bpf.o | *'*'*) continue ;; esac
-	place "$object" "$lib/bpf/${object##*/}" 0644
+	install -m 0644 "$object" "$new/bpf"
 done
-place bpf/trace.bcc.c "$lib/bpf/trace.bcc.c" 0644 # for `agentrunctl trace`: bcc compiles it on the host
-place agentrun/front/oci.py "$lib/oci.py" 0644
+install -m 0644 bpf/trace.bcc.c "$new/bpf" # for `agentrunctl trace`: bcc compiles it on the host
+install -m 0644 agentrun/front/oci.py "$new"
 # unchecked-hash: the hot path then never looks at the sources (one stat less for each module).
-"$python" -I -S -m compileall -q -o 2 --invalidation-mode unchecked-hash -s "$lib" -p "$LIBEXECDIR" "$lib/agentrun"
-"$python" -I -S agentrun/front/bundle.py "$lib/agentrun" "$lib/hotpath.bin.new"
-chmod 0644 "$lib/hotpath.bin.new"
-mv -f "$lib/hotpath.bin.new" "$lib/hotpath.bin"
+"$python" -I -S -m compileall -q -o 2 --invalidation-mode unchecked-hash -s "$new" -p "$LIBEXECDIR" "$new/agentrun"
+"$python" -I -S agentrun/front/bundle.py "$new/agentrun" "$new/hotpath.bin" "$LIBEXECDIR/agentrun"
+chmod 0644 "$new/hotpath.bin"
+"$python" -I -S agentrun/front/switch.py "$new" "$lib"
 
 render agentrun/front/agentrun.in "$bin/agentrun"
 render agentrun/front/agentrunctl.in "$bin/agentrunctl"
@@ -69,7 +59,8 @@ ln -sfn agentrun "$bin/agentrun-crun"
 if [ -z "$DESTDIR" ] && [ "$(id -u)" = 0 ]; then
 	# Compile the configuration now, so that the first container need not.
 	"$python" -I -S -c "import sys; sys.path.insert(0, '$LIBEXECDIR')
-from agentrun import config, paths
+from agentrun.base import paths
+from agentrun.decision import config
 problems = config.load(paths.host_paths()).problems
 sys.exit('\n'.join(problems) or 0)"
 fi

@@ -46,12 +46,12 @@ if not had_lc_ctype:
     posix.environ.pop(b"LC_CTYPE", None)
 try:
     load_bundle(LIBRARY + "/hotpath.bin")
-    from agentrun.runtime import main
+    from agentrun.runtime.verbs import main
 
     status = main(arguments, kind)
 except Exception as error:  # noqa: BLE001 - see above
     if plain:
-        # As agentrun/handoff.py does, which may be what is broken: what Python ignores stays ignored.
+        # As agentrun/oci/handoff.py does, which may be what is broken: what Python ignores stays ignored.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
         posix.execve(plain, [plain, *arguments], {**posix.environ, b"AGENTRUN_DEPTH": b"1"})

@@ -15,13 +15,17 @@ import signal
 import socket
 import time
 
-from agentrun import calls, config, files, inotify, log, systemd
-from agentrun.errors import AgentrunError, NetError, NetLibraryError, StateError
-from agentrun.loop import Loop
+from agentrun.base import files, log
+from agentrun.base.errors import AgentrunError, NetError, NetLibraryError, StateError
+from agentrun.base.paths import Paths
+from agentrun.calls import slots
+from agentrun.decision import config
+from agentrun.kernel import inotify
 from agentrun.net import plan, rate, status
 from agentrun.net.look import look
 from agentrun.net.netlink import opened
-from agentrun.paths import Paths
+from agentrun.service import systemd
+from agentrun.service.loop import Loop
 
 _SPACING_S = 1.0
 _SHARE = 10  # at most one in so many seconds of a CPU, however often interfaces come and go
@@ -131,7 +135,7 @@ class _Service:
     def _look(self) -> None:
         self._planned = False
         began = time.monotonic()
-        sessions = f"{self._paths.run}/{calls.SESSIONS}"
+        sessions = f"{self._paths.run}/{slots.SESSIONS}"
         self._state = self._watch(self._paths.state)
         self._watch(sessions)  # before we look, so that nothing comes in between unseen
         for name in _list(sessions):
@@ -172,7 +176,7 @@ def keep(paths: Paths) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: loop.stop())
     lock = take_lock(paths)
-    os.close(files.open_private_directory(f"{paths.run}/{calls.SESSIONS}", StateError))
+    os.close(files.open_private_directory(f"{paths.run}/{slots.SESSIONS}", StateError))
     _Service(loop, paths).start()
     systemd.notify("READY=1")
     while loop.turn():

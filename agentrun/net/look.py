@@ -7,15 +7,15 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from agentrun.config import Config
-from agentrun.errors import NetError
+from agentrun.base.errors import NetError
+from agentrun.base.paths import Paths
+from agentrun.decision.config import Config
 from agentrun.net import plan as planning
 from agentrun.net.model import ROOT, Counts, Host, Link
 from agentrun.net.netlink import Netlink
 from agentrun.net.rate import NONE, Rates, strictest
 from agentrun.net.sessions import Session, netns_key, own_netns
 from agentrun.net.sessions import read as read_sessions
-from agentrun.paths import Paths
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from agentrun.errors import NetError, NetLibraryError, reason
+from agentrun.base.errors import NetError, NetLibraryError, reason
 from agentrun.net.model import (
     AT_INGRESS,
     HANDLE,

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from agentrun.units import parse_number, show_number
+from agentrun.base.units import parse_number, show_number
 
 LEAST = 64_000  # below, one full packet takes longer than a TCP sender waits before it sends it again
 MOST = 32_000_000_000  # pyroute2 writes 32 bits of bytes per second (TCA_TBF_PARMS)

@@ -10,11 +10,13 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from agentrun import calls, container, files, session
-from agentrun.config import Config
+from agentrun.base import files
+from agentrun.base.paths import Paths
+from agentrun.calls import slots
+from agentrun.decision.config import Config
+from agentrun.decision.match import select_session
 from agentrun.net.rate import NONE, Rates, of_tier
-from agentrun.paths import Paths
-from agentrun.policy import select_session
+from agentrun.oci import container, engine
 
 _DEV_LIMIT = 1 << 16  # bytes of /proc/PID/net/dev: some 500 interfaces
 _NAMES_LIMIT = 32
@@ -81,15 +83,15 @@ def read(paths: Paths, configuration: Config, *, names: bool = False) -> Iterato
 
     Raises StateError where our own directories cannot be trusted.
     """
-    for opened in calls.open_all(paths):
+    for opened in slots.open_all(paths):
         head, _, container_id = opened.where.rpartition("/")
-        root = calls.unescape_root(head.rpartition("/")[2])
+        root = slots.unescape_root(head.rpartition("/")[2])
         if not container.is_valid_id(container_id):
             continue
         found = container.find(container_id, root, container.KINDS, paths.cgroup_root)
         if found is None or not found.is_running():
             continue
-        facts = session.facts_of(found, paths.cgroup_root, paths.root)
+        facts = engine.facts_of(found, paths.cgroup_root, paths.root)
         choice = select_session(configuration.policy, configuration.mode, facts)
         rates = of_tier(configuration.policy, choice.tier) if choice.mode == "enforce" else NONE
         name = facts.name if names else None

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from agentrun import statusfile
+from agentrun.base.paths import Paths
 from agentrun.net.look import Network
-from agentrun.paths import Paths
+from agentrun.service import statusfile
 
 EVERY_S = 10.0
 STALE_S = 45.0

@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-from agentrun.errors import AgentrunError
+from agentrun.base.errors import AgentrunError
 from agentrun.replay.engines import ByHand, Container, Engine, EngineCli, Processes
 from agentrun.replay.page import page
 from agentrun.replay.parent import parent_cgroup

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from agentrun.errors import AgentrunError
+from agentrun.base.errors import AgentrunError
 from agentrun.replay.protocol import ENVIRONMENT, LINE_LIMIT
 
 CGROUPS = Path("/sys/fs/cgroup")

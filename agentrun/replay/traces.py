@@ -24,7 +24,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from agentrun.errors import AgentrunError
+from agentrun.base.errors import AgentrunError
 
 _SIZE_LIMIT = 64 << 20
 _SAMPLES_LIMIT = 200_000

@@ -11,10 +11,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from agentrun import calls, layout
-from agentrun.cgroup import Cgroup
-from agentrun.errors import StateError
-from agentrun.paths import Paths
+from agentrun.base.errors import StateError
+from agentrun.base.paths import Paths
+from agentrun.calls import slots as calls
+from agentrun.cgroups import layout
+from agentrun.cgroups.cgroup import Cgroup
 from agentrun.trace.rows import AGENT, ENDED, LIVE, OTHERS, Row, Totals, add, since
 from agentrun.trace.source import Counts, Reading
 from agentrun.trace.target import Target

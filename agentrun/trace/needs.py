@@ -7,7 +7,7 @@ import os
 import sys
 from typing import Any
 
-from agentrun.errors import TraceError
+from agentrun.base.errors import TraceError
 
 _HOST_CGROUP_INODE = 1  # of the hierarchy's root; a cgroup namespace's root is another directory (cgroup.c)
 _EVENTS = ("/sys/kernel/tracing/events", "/sys/kernel/debug/tracing/events")

@@ -17,10 +17,10 @@ import click
 from rich.console import Console
 from rich.live import Live
 
-from agentrun import inotify
+from agentrun.base.errors import AgentrunError
+from agentrun.base.paths import Paths
 from agentrun.client import Client, Query
-from agentrun.errors import AgentrunError
-from agentrun.paths import Paths
+from agentrun.kernel import inotify
 from agentrun.trace import needs, rows, source, table, target
 from agentrun.trace.collector import Collector
 

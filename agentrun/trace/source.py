@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from agentrun.errors import TraceError
+from agentrun.base.errors import TraceError
 from agentrun.trace.target import Target
 
 WHAT = ("memory", "cpu", "syscalls")

@@ -11,10 +11,13 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from agentrun import calls, container, layout, session
-from agentrun.cgroup import Cgroup
-from agentrun.errors import TraceError
-from agentrun.paths import Paths
+from agentrun.base.errors import TraceError
+from agentrun.base.paths import Paths
+from agentrun.calls import slots
+from agentrun.cgroups import layout
+from agentrun.cgroups.cgroup import Cgroup
+from agentrun.oci import container
+from agentrun.oci import engine as session
 
 _CRUN_LEAF = "container"  # crun under systemd: `<unit>.scope/container`
 # How the names of scopes begin, whose they are, and where that engine has its bundles.
@@ -96,12 +99,12 @@ def _names(directory: str) -> list[str]:
 
 def _sessions(paths: Paths) -> Iterator[Candidate]:
     """Containers that have had a call."""
-    sessions = f"{paths.run}/{calls.SESSIONS}"
+    sessions = f"{paths.run}/{slots.SESSIONS}"
     for root in _names(sessions):
         for container_id in filter(container.is_valid_id, _names(f"{sessions}/{root}")):
             where = f"{sessions}/{root}/{container_id}"
             found = container.find(
-                container_id, calls.unescape_root(root), container.KINDS, paths.cgroup_root
+                container_id, slots.unescape_root(root), container.KINDS, paths.cgroup_root
             )
             if found is not None and container.is_cgroup_v2(found.cgroup, paths.cgroup_root):
                 name = session.facts_of(found, paths.cgroup_root, paths.root).name
@@ -112,7 +115,7 @@ def _sessions(paths: Paths) -> Iterator[Candidate]:
 
 def _cgroup_of_a_call(paths: Paths, where: str) -> str | None:
     """The container's cgroup as one of its live calls knows it (its backend's state is somewhere else)."""
-    live = calls.open_where(paths, where)
+    live = slots.open_where(paths, where)
     if live is None:
         return None
     with contextlib.closing(live):

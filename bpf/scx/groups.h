@@ -117,7 +117,7 @@ static __always_inline u64 scale(u64 ran_ns, u64 inverse)
 	return ran_ns * inverse / SHARE_ONE;
 }
 
-/* `agentrun-agent` is the leaf of everything in a container that is not a call (agentrun/layout.py). */
+/* `agentrun-agent` is the leaf of everything in a container that is not a call (agentrun/cgroups/layout.py). */
 static __always_inline bool is_agent_leaf(struct cgroup *cgroup)
 {
 	static const char agent[16] = "agentrun-agent";

@@ -86,7 +86,7 @@ struct {
 	__type(value, struct slot);
 } ar_scx_slots SEC(".maps");
 
-/* What Python reads (agentrun/scx.py): the last exit, and counters. Survives the scheduler. */
+/* What Python reads (agentrun/bpf/scheduler.py): the last exit, and counters. Survives the scheduler. */
 struct ar_scx_exit {
 	u64 kind; /* enum scx_exit_kind; 0 while it runs */
 	s64 code;
@@ -94,7 +94,7 @@ struct ar_scx_exit {
 	char reason[128];
 	char message[256];
 };
-_Static_assert(sizeof(struct ar_scx_exit) == 408, "agentrun/scx.py unpacks it");
+_Static_assert(sizeof(struct ar_scx_exit) == 408, "agentrun/bpf/scheduler.py unpacks it");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

@@ -24,7 +24,7 @@ IMAGE = "agentrun-test/agentbox"
 # Says when its last line was written; the client prints it.
 LAST_LINE = "import os, sys, time; sys.stderr.write(f'last {time.monotonic()}\\n'); sys.stderr.flush()"
 HOG = "x = bytearray(200 << 20)"
-KILL = "import sys; sys.path.insert(0, sys.argv[1]); from agentrun.ctl import cli; cli(['kill', sys.argv[2]])"
+KILL = "import sys; sys.path.insert(0, sys.argv[1]); from agentrun.cli.main import cli; cli(sys.argv[2:])"
 VICTIM = re.compile(r" (\d+\.\d+): mark_victim: ")
 
 
@@ -149,7 +149,9 @@ def native_rows(count: int) -> list[Comparison]:
         waiter.start()
         time.sleep(0.3)
         killer = subprocess.Popen(
-            [sys.executable, "-c", KILL, str(TREE), call_id], env=node.environment, stdout=subprocess.DEVNULL
+            [sys.executable, "-c", KILL, str(TREE), "kill", call_id],
+            env=node.environment,
+            stdout=subprocess.DEVNULL,
         )
         seen, end, _ = read_until_end(read, b"[agentrun] ")
         os.close(read)

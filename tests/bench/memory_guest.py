@@ -28,10 +28,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 import livecalls
 
-from agentrun import calls, scx
-from agentrun.bpf import mempressure, modules
-from agentrun.controller import pressure
-from agentrun.paths import Paths
+from agentrun.base.paths import Paths
+from agentrun.bpf import mempressure, modules, scheduler
+from agentrun.calls import slots
+from agentrun.daemon.controller import pressure
 
 CGROUP = Path("/sys/fs/cgroup")
 BPF_STATS = Path("/proc/sys/kernel/bpf_stats_enabled")
@@ -139,7 +139,7 @@ class Parking:
         self.how = mempressure.How.MARK | (mempressure.How.TIMER if how == "park-timer" else 0)
         self.members: list[mempressure.Member] = []
         self.maps: mempressure.MemPressure | None = None
-        scx.load(paths, {"parking": 1})  # some ten seconds, so it stays for the next arm that wants it
+        scheduler.load(paths, {"parking": 1})  # some ten seconds, so it stays for the next arm that wants it
         if how != "scheduler":
             modules.load(paths, mempressure.MODULE)
             self.maps = mempressure.MemPressure()
@@ -155,7 +155,7 @@ class Parking:
 
     def close(self) -> dict[str, Any]:
         """Take it out again; what it did. The scheduler has to be in force still."""
-        found: dict[str, Any] = {"scheduler": scx.state().name}
+        found: dict[str, Any] = {"scheduler": scheduler.state().name}
         if self.maps is not None:
             seen = self.maps.read(PARENT.stat().st_ino)
             found |= {"looks": seen.looks, "marks": seen.marks} if seen else {}
@@ -322,12 +322,12 @@ def helper(scene: Scene) -> Iterator[dict[str, Any]]:
     if scene.arm.marked:
         Path(scene.paths.config).parent.mkdir(parents=True)
         Path(scene.paths.config).write_text("version = 1\nparking = true\n")
-        scx.load(scene.paths, {"parking": 1})
+        scheduler.load(scene.paths, {"parking": 1})
     if scene.arm.told:
         modules.load(scene.paths, mempressure.MODULE)
     process = subprocess.Popen(command, env={**os.environ, "AGENTRUN_ROOT": str(scene.folder)})
     deadline = time.monotonic() + 20
-    while scene.arm.helper == "controller" and not calls.is_daemon_alive(scene.paths):
+    while scene.arm.helper == "controller" and not slots.is_daemon_alive(scene.paths):
         assert time.monotonic() < deadline and process.poll() is None, "agentrund does not start"
         time.sleep(0.01)
     time.sleep(1)
@@ -340,7 +340,7 @@ def helper(scene: Scene) -> Iterator[dict[str, Any]]:
         process.terminate()
         process.wait(timeout=30)
         if scene.arm.marked:
-            used["scheduler"] = scx.state().name
+            used["scheduler"] = scheduler.state().name
         if scene.arm.told:
             used |= cost_of_charges()
             modules.unload(scene.paths, mempressure.MODULE)
@@ -365,7 +365,7 @@ def cpu_of(pid: int) -> float:
 def one_run(hog: str, pace: str, arm: Arm) -> dict[str, Any]:
     """One run of one arm."""
     if not arm.parks:
-        scx.unload(Paths())
+        scheduler.unload(Paths())
     scene = Scene(hog, pace, arm)
     scene.make_cgroups()
     try:
@@ -401,7 +401,7 @@ def main() -> None:
         order = names if number % 2 == 0 else names[::-1]
         for name in order:
             print(json.dumps({"run": number, **one_run(hog, pace, ARMS[name])}), flush=True)
-    scx.unload(Paths())
+    scheduler.unload(Paths())
 
 
 if __name__ == "__main__":

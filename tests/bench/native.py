@@ -18,6 +18,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).parents[1] / "support"))
 
 from cgroups import mount_or_exit
+from installing import make_command
 from pairs import Comparison, compare
 from policy import write_policy
 
@@ -50,15 +51,8 @@ def install(folder: Path) -> str:
     backend = folder / "runc"
     backend.symlink_to("/bin/true")
     (folder / "root/etc/agentrun/config.toml").write_text(f'version = 1\nbackends = ["{backend}"]\n')
-    subprocess.run(["make", "-s", "install", f"PREFIX={folder}/usr", f"PYTHON={interpreter()}"], check=True)
+    subprocess.run(make_command("install", folder), check=True)
     return f"{folder}/usr/bin/agentrun"
-
-
-def interpreter() -> str:
-    """The system's Python; ours where that has no PyYAML, which compiles policies."""
-    command = ["/usr/bin/python3", "-c", "import yaml"]
-    has_yaml = subprocess.run(command, capture_output=True, check=False).returncode == 0
-    return command[0] if has_yaml else sys.executable
 
 
 def main() -> None:

@@ -17,10 +17,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from agentrun.base.paths import Paths
 from agentrun.bpf import modules
-from agentrun.netmark import ATTRIBUTE
-from agentrun.netprofile import compile_profile
-from agentrun.paths import Paths
+from agentrun.calls.netmark import ATTRIBUTE
+from agentrun.policy.netprofile import compile_profile
 
 ROUNDS, CALLS = 15, 2000
 NET = modules.MODULES["net"]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from agentrun.procevents import ProcEvents
+from agentrun.kernel.procevents import ProcEvents
 
 STARTS = 1000
 

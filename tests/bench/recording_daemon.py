@@ -13,9 +13,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from agentrun import daemonmain
-from agentrun.controller import controller
-from agentrun.controller.model import Decision, Memory, Snapshot
+from agentrun.daemon import main as daemonmain
+from agentrun.daemon.controller import controller
+from agentrun.daemon.controller.model import Decision, Memory, Snapshot
 
 
 def record(path: str) -> None:

@@ -6,18 +6,17 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
+from installing import TREE, make_command
 from node import mount_or_skip
 from node import node as node
 
 HERE = Path(__file__).parent
-TREE = HERE.parents[1]
 RECORD = jsonschema.Draft202012Validator(json.loads((TREE / "configs/record.schema.json").read_text()))
 
 
@@ -113,12 +112,6 @@ class Host:
         self.run("--version")
 
 
-def _python() -> list[str]:
-    """The interpreter to install for: ours where the system's has no PyYAML, which compiles policies."""
-    has_yaml = subprocess.run(["/usr/bin/python3", "-c", "import yaml"], capture_output=True, check=False)
-    return [] if has_yaml.returncode == 0 else [f"PYTHON={sys.executable}"]
-
-
 @pytest.fixture(scope="session")
 def installed(tmp_path_factory) -> Path:
     """`make install` into a directory of its own, with the recorder as runc."""
@@ -131,7 +124,7 @@ def installed(tmp_path_factory) -> Path:
     )
     (folder / "root/var/log").mkdir(parents=True)
     subprocess.run(
-        ["make", "-s", "-C", TREE, "install", f"PREFIX={folder}/usr", *_python()],
+        make_command("install", folder),
         env={**os.environ, "AGENTRUN_ROOT": str(folder / "root")},
         check=True,
     )

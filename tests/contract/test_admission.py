@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from node import wait_for
 
+from agentrun.base.paths import Paths
 from agentrun.client import Client, blame
-from agentrun.daemonmain import take_lock
-from agentrun.paths import Paths
+from agentrun.daemon.main import take_lock
 
 POLICY = """
 version: 1
@@ -300,7 +300,7 @@ def test_many_that_wait_hold_up_nobody_else_nor_delete(waiting):
 
 
 def test_failure_of_ours_costs_the_wait_and_nothing_else(waiting):
-    library = waiting.box.folder / "usr/libexec/agentrun/agentrun"
+    library = waiting.box.folder / "usr/libexec/agentrun/agentrun/runtime"
     parts = [library / "admission.py", *library.glob("__pycache__/admission.*")]
     for part in parts:
         part.rename(part.with_suffix(".away"))

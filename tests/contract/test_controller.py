@@ -17,8 +17,8 @@ from cgroups import placed
 from livecalls import DAEMON
 from node import mount_or_skip, wait_for
 
-from agentrun import calls, release
-from agentrun.paths import Paths
+from agentrun.base.paths import Paths
+from agentrun.calls import release, slots
 
 
 class Frozen:
@@ -39,7 +39,7 @@ class Frozen:
 
     def call(self, **state: Any) -> Path:
         """A call that sleeps, and is frozen by someone who then died; returns its cgroup."""
-        session = calls.open_calls(self.paths, f"{self.paths.root}/runc", "c1")
+        session = slots.open_calls(self.paths, f"{self.paths.root}/runc", "c1")
         assert session
         whole = {"id": f"id-{state}", "container": "c1", "calls": str(self.parent), "start": time.time()}
         with contextlib.closing(session):
@@ -66,7 +66,7 @@ class Frozen:
         """agentrund, once it watches."""
         daemon = subprocess.Popen(DAEMON, env=self.environment)
         self.processes.append(daemon)
-        wait_for(lambda: calls.is_daemon_alive(self.paths), "agentrund to hold its lock")
+        wait_for(lambda: slots.is_daemon_alive(self.paths), "agentrund to hold its lock")
         return daemon
 
 

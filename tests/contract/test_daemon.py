@@ -14,9 +14,9 @@ import pytest
 from livecalls import DAEMON
 from node import keeper, wait_for
 
-from agentrun import store
 from agentrun.client import Client
-from agentrun.query import Query, select
+from agentrun.store import database
+from agentrun.store.query import Query, select
 
 ENDS = {
     "ok": (["true"], ("ok", 0, None)),
@@ -196,7 +196,8 @@ def test_call_that_its_runtime_could_not_start_has_no_exit_code_of_another_proce
 def test_calls_are_found_where_the_host_has_no_watches_left(node, none_left):
     """A container's root, without a user namespace, uses up what root has (see `Inotify`)."""
     refuse = (
-        "import ctypes, errno; from agentrun import daemon, inotify; daemon._SWEEP_S = 0.2\n"
+        "import ctypes, errno; from agentrun.daemon import daemon; from agentrun.kernel import inotify\n"
+        "daemon._SWEEP_S = 0.2\n"
         "def refuse(*_): ctypes.set_errno(errno.EMFILE); return -1\n"
         f"inotify._libc.inotify_{none_left} = refuse"
     )
@@ -301,7 +302,7 @@ def test_record_reaches_the_store_without_being_asked_for(node):
     call_id = node.call("sh", "-c", "exit 3")
 
     def stored() -> list[str]:
-        with store.reading(node.paths) as connection:
+        with database.reading(node.paths) as connection:
             return (
                 [json.loads(text)["id"] for _, _, text in select(connection, Query())] if connection else []
             )

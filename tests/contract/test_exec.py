@@ -255,12 +255,13 @@ def test_64_calls_at_once_get_64_slots(box):
 SOAK = """
 import os, sys
 sys.path.insert(0, sys.argv[1])
-from agentrun import handoff, runtime
+from agentrun.oci import handoff
+from agentrun.runtime import verbs
 handoff.exec_backend = lambda path, argv: os._exit(0)
 for _ in range(int(sys.argv[3])):
     child = os.fork()
     if not child:
-        os._exit(runtime.main(["--root", sys.argv[2], "exec", "box", "true"], "runc"))
+        os._exit(verbs.main(["--root", sys.argv[2], "exec", "box", "true"], "runc"))
     if os.waitpid(child, 0)[1]:
         sys.exit("a call failed")
 """

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from agentrun import config
+from agentrun.decision import config
 
 ENGINE_WORDS = (
     "permission denied",

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from node import Node, keeper, wait_for
 
-from agentrun import daemonstatus
+from agentrun.daemon import status as daemonstatus
 
 ON = {"feedback": "on"}
 SOON_S = 2.5  # the alarm is due after a second; the rest is for a busy machine

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 from node import wait_for
 
-from agentrun.container import start_ticks
+from agentrun.base.paths import Paths
 from agentrun.net.netlink import is_installed
-from agentrun.paths import Paths
+from agentrun.oci.container import start_ticks
 
 TREE = Path(__file__).parents[2]
 LOAD = TREE / "tests/support/netload.py"
-CTL = f"import sys; sys.path.insert(0, {str(TREE)!r}); from agentrun.ctl import main; main()"
+CTL = f"import sys; sys.path.insert(0, {str(TREE)!r}); from agentrun.cli.main import main; main()"
 POLICY = """
 version: 1
 tiers:

@@ -19,7 +19,7 @@ FLAT, SPIKY = (str(TREE / f"tests/data/traces/tiny-{name}.json") for name in ("f
 
 
 def replay(*arguments: str, path: str | None = None) -> subprocess.CompletedProcess[str]:
-    code = "from agentrun.ctl import main; main()"
+    code = "from agentrun.cli.main import main; main()"
     return subprocess.run(
         [sys.executable, "-c", code, "replay", "--engine", "process", *arguments],
         cwd=TREE,
@@ -100,7 +100,7 @@ def running(*arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     # A background job of a shell is started with SIGINT ignored, and CI may be one.
     script = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from agentrun.ctl import main; main()"
+        "from agentrun.cli.main import main; main()"
     )
     command = [sys.executable, "-c", script, "replay", "--engine", "process"]
     with subprocess.Popen([*command, *arguments], cwd=TREE, stdout=subprocess.DEVNULL) as process:

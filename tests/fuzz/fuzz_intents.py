@@ -17,13 +17,15 @@ from typing import Any
 TREE = Path(__file__).parents[2]
 sys.path.insert(0, str(TREE))
 
-from agentrun import fastjson, policy, records  # noqa: E402
-from agentrun.decide import Decision, decide  # noqa: E402
-from agentrun.intent import is_name  # noqa: E402
-from agentrun.plan import CPU_FLOOR, MEMORY_FLOOR, PIDS_FLOOR, Limits, amount  # noqa: E402
-from agentrun.policyfile import compile_files  # noqa: E402
-from agentrun.processdoc import Process  # noqa: E402
-from agentrun.session import SessionFacts  # noqa: E402
+from agentrun.base import fastjson  # noqa: E402
+from agentrun.calls import record  # noqa: E402
+from agentrun.decision import match  # noqa: E402
+from agentrun.decision.decide import Decision, decide  # noqa: E402
+from agentrun.decision.intent import is_name  # noqa: E402
+from agentrun.decision.plan import CPU_FLOOR, MEMORY_FLOOR, PIDS_FLOOR, Limits, amount  # noqa: E402
+from agentrun.oci.engine import SessionFacts  # noqa: E402
+from agentrun.oci.processdoc import Process  # noqa: E402
+from agentrun.policy.compiler import compile_files  # noqa: E402
 
 BUDGET_S = 0.005
 CORPUS: list[str] = json.loads((Path(__file__).parent / "corpus.json").read_text())
@@ -155,7 +157,7 @@ def check(compiled: dict[str, Any], decision: Decision, session: Limits) -> None
         assert is_name(name.replace(" ", "-")), name
     state = {
         "intent": decision.describe_intent(),
-        "command": records.describe_command(["x"], decision.command.program, "name"),
+        "command": record.describe_command(["x"], decision.command.program, "name"),
     }
     line = fastjson.dumps(state)
     assert line.isascii() and "\n" not in line and "\x1b" not in line and json.loads(line)
@@ -165,7 +167,7 @@ def check(compiled: dict[str, Any], decision: Decision, session: Limits) -> None
 def policies() -> list[dict[str, Any]]:
     """The ready policies and the built-in one."""
     files = sorted((TREE / "configs/policy").glob("*.yaml"))
-    return [policy.builtin(50.0), *(compile_files([file]) for file in files)]
+    return [match.builtin(50.0), *(compile_files([file]) for file in files)]
 
 
 def timed(

@@ -22,10 +22,10 @@ from typing import Any
 import pytest
 from runtimes import PATH, Bundle, records, require, run, started, wait_for
 
+from agentrun.base.errors import BpfError
+from agentrun.base.paths import Paths
 from agentrun.bpf import modules, pins, ringbuf, syscall, types
-from agentrun.errors import BpfError
-from agentrun.netprofile import BUILTIN, compile_profile
-from agentrun.paths import Paths
+from agentrun.policy.netprofile import BUILTIN, compile_profile
 
 PROBE = Path(__file__).with_name("netprobe.py")
 BUDGET = Path(__file__).parents[2] / "bpf/budget.json"
@@ -221,7 +221,7 @@ def test_without_privileges_nobody_takes_a_profile_or_a_program_off():
     link = pins.links(f"{pins.ROOT}/net/{loaded}")[0]
     code = (
         f"import os, sys; sys.path.insert(0, {str(Path(modules.__file__).parents[2])!r})\n"
-        "from agentrun.bpf import syscall; from agentrun.errors import BpfError\n"
+        "from agentrun.bpf import syscall; from agentrun.base.errors import BpfError\n"
         "cgroup, link = sys.argv[1:]; os.setgroups([])\n"
         "os.setresgid(*[65534] * 3); os.setresuid(*[65534] * 3)\n"
         f"for change in (lambda: os.removexattr(cgroup, {types.NET_XATTR!r}),\n"
@@ -346,7 +346,7 @@ def test_a_loader_that_is_killed_leaves_nothing_that_counts():
     modules.unload(_PATHS, module)
     code = (
         f"import sys; sys.path.insert(0, {str(Path(modules.__file__).parents[2])!r})\n"
-        "from agentrun.bpf import modules; from agentrun.paths import Paths; import os, signal\n"
+        "from agentrun.bpf import modules; from agentrun.base.paths import Paths; import os, signal\n"
         "modules.os.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"modules.load(Paths(cgroup_root={_PATHS.cgroup_root!r}), modules.MODULES['net'])\n"
     )

@@ -18,9 +18,9 @@ from test_bpf import missing as bpf_missing
 from watched import box, call, hog, raw_records
 from watched import daemon as daemon
 
-from agentrun import daemonstatus
+from agentrun.base.paths import Paths
 from agentrun.bpf import modules, pins, ringbuf, types
-from agentrun.paths import Paths
+from agentrun.daemon import status as daemonstatus
 
 PATHS = Paths()
 CASES = [("docker", "crun"), ("podman", "runc")]

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from agentrun.base.errors import BpfError
+from agentrun.base.paths import host_paths
 from agentrun.bpf import btf, memcg_ops, pins, syscall
 from agentrun.bpf.types import MemcgPolicy
-from agentrun.errors import BpfError
-from agentrun.paths import host_paths
 
 MODULES = Path(__file__).parents[1] / "memcg_ops/build"
 DEBUG = Path("/sys/kernel/debug/memcg_bpf_ops")

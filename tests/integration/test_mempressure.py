@@ -20,11 +20,11 @@ from runtimes import require, wait_for
 from test_scx import eevdf as eevdf
 from test_scx import scheduler
 
+from agentrun.base.errors import BpfError
+from agentrun.base.paths import Paths
 from agentrun.bpf import mempressure, modules, pins, ringbuf, syscall, types
 from agentrun.bpf.mempressure import How, Limit, Member, MemPressure
 from agentrun.bpf.syscall import id_key
-from agentrun.errors import BpfError
-from agentrun.paths import Paths
 
 PATHS = Paths()
 MIB = 1 << 20

@@ -14,8 +14,8 @@ import pytest
 from inside import TAKE, begin, remove
 from runtimes import CGROUP, wait_for
 
-from agentrun import mrelease
-from agentrun.cgroup import Cgroup
+from agentrun.cgroups.cgroup import Cgroup
+from agentrun.kernel import killing as mrelease
 
 MIB = 1 << 20
 HELD = 200

@@ -21,9 +21,9 @@ import cpuload
 import pytest
 from runtimes import LOG, require, run, wait_for
 
-from agentrun import scx
+from agentrun.base.paths import Paths
 from agentrun.bpf import modules, pins
-from agentrun.paths import Paths
+from agentrun.bpf import scheduler as scx
 
 PATHS = Paths()
 WINDOW_S = 6.0

@@ -13,10 +13,10 @@ import pytest
 from inside import TAKE, begin, remove
 from runtimes import CGROUP, LOG, require, run
 
+from agentrun.base.errors import BpfError
+from agentrun.base.paths import Paths
 from agentrun.bpf import modules, pins, snapshot, syscall, types
-from agentrun.controller.snapshot import Member
-from agentrun.errors import BpfError
-from agentrun.paths import Paths
+from agentrun.daemon.controller.snapshot import Member
 
 PATHS = Paths()
 BUDGET = Path(__file__).parents[2] / "bpf/budget.json"

@@ -17,7 +17,7 @@ from runtimes import require, run, wait_for
 from watched import box, policy
 from watched import daemon as daemon
 
-from agentrun.errors import TraceError
+from agentrun.base.errors import TraceError
 from agentrun.trace import needs
 
 POLICY = Path("/etc/agentrun/policy.d/50-trace.yaml")

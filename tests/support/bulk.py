@@ -16,8 +16,11 @@ import time
 
 sys.path.insert(0, sys.argv[1])
 
-from agentrun import calls, records  # noqa: E402
-from agentrun.paths import Paths  # noqa: E402
+from agentrun.base.paths import Paths  # noqa: E402
+from agentrun.calls import (
+    record,  # noqa: E402
+    slots,
+)
 
 PR_SET_CHILD_SUBREAPER = 36
 CLONE3 = 435
@@ -42,7 +45,7 @@ def fork_into(cgroup: str) -> int:
     return pid
 
 
-def runtime(session: calls.Calls, root: str, cgroup: str, call_id: str, command: list[str]) -> None:
+def runtime(session: slots.Calls, root: str, cgroup: str, call_id: str, command: list[str]) -> None:
     """What the runtime of one call does."""
     pid_file = f"{root}/pids/{call_id}.pid"
     state = {
@@ -82,13 +85,13 @@ def main() -> None:
     """See above."""
     root, cgroup, count, seconds, rate, at_once, *command = sys.argv[2:]
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    session = calls.open_calls(Paths(root, os.environ["AGENTRUN_CGROUP_ROOT"]), f"{root}/runc", "c1")
+    session = slots.open_calls(Paths(root, os.environ["AGENTRUN_CGROUP_ROOT"]), f"{root}/runc", "c1")
     assert session
     began = time.monotonic()
     for number in range(int(count)):
         if time.monotonic() - began > float(seconds):
             break
-        call_id = records.new_id()
+        call_id = record.new_id()
         if posix.fork() == 0:
             try:
                 runtime(session, root, cgroup, call_id, command)

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from agentrun import calls
-from agentrun.cgroup import Cgroup
-from agentrun.controller.controller import Controller
-from agentrun.paths import Paths
+from agentrun.base.paths import Paths
+from agentrun.calls import slots
+from agentrun.cgroups.cgroup import Cgroup
+from agentrun.daemon.controller.controller import Controller
 
 MIB = 1 << 20
 LIMIT = 600 * MIB
@@ -83,7 +83,7 @@ class Host:
     ) -> Path:
         """A call in a container of that name, known to agentrund."""
         parent = self.pod / name / "agentrun-calls"
-        session = calls.open_calls(self.paths, f"{self.paths.root}/runc", name)
+        session = slots.open_calls(self.paths, f"{self.paths.root}/runc", name)
         assert session
         state = {"id": call_id or name, "container": name, "calls": str(parent), "rank": rank, "start": 1.0}
         state |= more
@@ -105,7 +105,7 @@ class Host:
         """The call is over and recorded: its slot is free for the next one."""
         key = next(key for key, live in self.loop.live.items() if live.cgroup.path == str(call))
         del self.loop.live[key]
-        session = calls.open_where(self.paths, key[0])
+        session = slots.open_where(self.paths, key[0])
         assert session
         session.free_slot(key[1])
         session.close()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from agentrun import config
-from agentrun.paths import Paths
+from agentrun.base.paths import Paths
+from agentrun.decision import config
 
 
 def host_with(root: Path, policy: str) -> Paths:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from agentrun import learned, learning
+from agentrun.learning import samples as learned
+from agentrun.learning import usage
 
 MIB = 1 << 20
 
@@ -27,5 +28,5 @@ def row(**fields: Any) -> dict[str, Any]:
     return {**made, **fields}
 
 
-def samples(*rows: dict[str, Any]) -> list[learning.Sample]:
-    return [sample for each in rows if (sample := learning.sample_of(each)) is not None]
+def samples(*rows: dict[str, Any]) -> list[usage.Sample]:
+    return [sample for each in rows if (sample := usage.sample_of(each)) is not None]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from agentrun.controller import decisions
-from agentrun.controller.decisions import decide
-from agentrun.controller.model import Action, Call, Domain, Memory, Snapshot
+from agentrun.daemon.controller import decisions
+from agentrun.daemon.controller.decisions import decide
+from agentrun.daemon.controller.model import Action, Call, Domain, Memory, Snapshot
 
 MIB = 1 << 20
 LIMIT = 600 * MIB

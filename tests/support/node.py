@@ -18,9 +18,10 @@ import pytest
 from cgroups import cgroup_mount, placed
 from livecalls import DAEMON
 
-from agentrun import calls, fastjson
-from agentrun.container import start_ticks
-from agentrun.paths import Paths
+from agentrun.base import fastjson
+from agentrun.base.paths import Paths
+from agentrun.calls import slots
+from agentrun.oci.container import start_ticks
 
 TREE = Path(__file__).parents[2]
 _RUNTIME = {
@@ -39,7 +40,7 @@ def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 10) -> 
     return found
 
 
-def take_slot(session: calls.Calls, state: dict[str, Any]) -> str:
+def take_slot(session: slots.Calls, state: dict[str, Any]) -> str:
     """What `Calls.take_slot` does, for a runtime that is not this process."""
     temporary = f".new-{state['id']}"
     session._write(temporary, fastjson.dumps(state).encode("ascii"))
@@ -74,7 +75,7 @@ class Node:
     def start(self) -> None:
         """Start agentrund and wait until it watches."""
         self.daemon = subprocess.Popen(DAEMON, env=self.environment)
-        wait_for(lambda: calls.is_daemon_alive(self.paths), "agentrund to hold its lock")
+        wait_for(lambda: slots.is_daemon_alive(self.paths), "agentrund to hold its lock")
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """End agentrund; returns its exit status."""
@@ -121,7 +122,7 @@ class Node:
 
     def _begin(self, call_id: str, owner: subprocess.Popen[bytes], **state: Any) -> Path:
         """Take a slot for a call and make its cgroup."""
-        session = calls.open_calls(self.paths, str(self.root / "runc"), "c1")
+        session = slots.open_calls(self.paths, str(self.root / "runc"), "c1")
         assert session
         slot = take_slot(session, {
             "id": call_id,

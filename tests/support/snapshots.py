@@ -10,8 +10,8 @@ from pathlib import Path
 from hypothesis import strategies as st
 from memory_world import MIB
 
-from agentrun.controller.decisions import decide
-from agentrun.controller.model import Action, Bound, Call, Decision, Domain, Held, Memory, Snapshot
+from agentrun.daemon.controller.decisions import decide
+from agentrun.daemon.controller.model import Action, Bound, Call, Decision, Domain, Held, Memory, Snapshot
 
 RANKS = st.sampled_from([(100, 50), (100, 100), (100, 200), (200, 100), (300, 100)])
 DOMAINS = ("pod", "host")

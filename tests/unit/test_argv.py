@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentrun import argv
+from agentrun.oci import argv
 
 EXECS = [
     # (arguments, container, process, command)

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from agentrun import config
+from agentrun.base.errors import BpfError
+from agentrun.base.paths import Paths
 from agentrun.bpf import modules
 from agentrun.bpf.snapshot import Seen
-from agentrun.controller import atonce
-from agentrun.controller.ids import Ids
-from agentrun.controller.snapshot import Reader
-from agentrun.errors import BpfError
-from agentrun.paths import Paths
+from agentrun.daemon.controller import atonce
+from agentrun.daemon.controller.ids import Ids
+from agentrun.daemon.controller.snapshot import Reader
+from agentrun.decision import config
 
 MIB = 1 << 20
 

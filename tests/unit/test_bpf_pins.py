@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from agentrun.base.errors import BpfError
 from agentrun.bpf import modules, pins, ringbuf, syscall, types
-from agentrun.errors import BpfError
 
 
 def test_a_pin_that_others_can_write_or_that_is_a_link_is_refused(tmp_path):

@@ -6,8 +6,8 @@ import struct
 
 import pytest
 
+from agentrun.base.errors import BpfError
 from agentrun.bpf import btf
-from agentrun.errors import BpfError
 
 
 def write(path, strings: list[str], types: bytes, *, magic: int = 0xEB9F, first: bytes = b"\0") -> None:

@@ -35,7 +35,7 @@ def package(tmp_path):
 
 
 def build(folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-I", "-S", str(PROGRAM), str(folder), str(folder / "bundle")]
+    command = [sys.executable, "-I", "-S", str(PROGRAM), str(folder), str(folder / "bundle"), "/opt/lib"]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 

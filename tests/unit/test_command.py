@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentrun import shellwords
-from agentrun.command import unwrap
+from agentrun.decision import shellwords
+from agentrun.decision.unwrap import unwrap
 
 # argv (blank-separated unless a list) -> the words that count
 UNWRAPPED = [

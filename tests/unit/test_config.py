@@ -9,9 +9,10 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from agentrun import config, configfile
-from agentrun.errors import ConfigError
-from agentrun.paths import Paths
+from agentrun.base.errors import ConfigError
+from agentrun.base.paths import Paths
+from agentrun.decision import config
+from agentrun.policy import hostconfig
 
 TREE = Path(__file__).parents[2]
 GOOD = 'version = 1\nbackends = ["/bin/true"]\n'
@@ -67,7 +68,7 @@ MISTAKES = {
 def test_mistake_is_named(paths, text):
     write(paths, text)
     with pytest.raises(ConfigError) as caught:
-        configfile.compile_file(paths)
+        hostconfig.compile_file(paths)
     assert MISTAKES[text] in str(caught.value)
     assert str(caught.value).startswith(f"{paths.config}:")
 
@@ -75,7 +76,7 @@ def test_mistake_is_named(paths, text):
 def test_all_mistakes_are_told_with_their_places(paths):
     write(paths, GOOD + 'mode = "on"\n\n[calls]\n  pids_max = 4\ncolour = 1\n')
     with pytest.raises(ConfigError) as caught:
-        configfile.compile_file(paths)
+        hostconfig.compile_file(paths)
     places = [line.removeprefix(paths.config).split(": ")[0] for line in str(caught.value).splitlines()]
     assert places == [":3:1", ":7:1", ":6:3"]
 
@@ -83,9 +84,9 @@ def test_all_mistakes_are_told_with_their_places(paths):
 def test_published_schema_knows_every_key():
     schema = json.loads((TREE / "configs/config.schema.json").read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
-    assert tuple(schema["properties"]) == configfile._KEYS[""]
+    assert tuple(schema["properties"]) == hostconfig._KEYS[""]
     for section in ("calls", "records"):
-        assert tuple(schema["properties"][section]["properties"]) == configfile._KEYS[section]
+        assert tuple(schema["properties"][section]["properties"]) == hostconfig._KEYS[section]
     jsonschema.validate(tomllib.loads((TREE / "configs/config.toml").read_text()), schema)
     for wrong in ({"version": 2}, {"version": 1, "mode": "on"}, {"version": 1, "calls": {"pids_max": 1}}):
         with pytest.raises(jsonschema.ValidationError):
@@ -95,7 +96,7 @@ def test_published_schema_knows_every_key():
 def test_shipped_configuration_is_the_default(paths, tmp_path):
     text = (Path(__file__).parents[2] / "configs/config.toml").read_text()
     write(paths, text.replace('["runc", "crun"]', '["/bin/true"]'))
-    compiled, default = configfile.compile_file(paths).to_json(), configfile.builtin().to_json()
+    compiled, default = hostconfig.compile_file(paths).to_json(), hostconfig.builtin().to_json()
     for data in (compiled, default):
         data.pop("backends"), data.pop("sources")
     assert compiled == default
@@ -176,4 +177,4 @@ def test_state_directory_that_cannot_be_written_only_costs_time(tmp_path):
     [("/usr/bin/runc", "runc"), ("/usr/bin/crun", "crun"), ("/opt/crun-vm", "crun"), ("/x/nvidia", "runc")],
 )
 def test_kind_of_a_backend_is_in_its_name(path, kind):
-    assert configfile.kind_of(path) == kind
+    assert hostconfig.kind_of(path) == kind

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from agentrun import container
+from agentrun.oci import container
 
 GOOD_IDS = ["c1", "a_b.c-d+e", "exec", "0" * 64, "memory.max"]
 BAD_IDS = ["", ".", "..", "a/b", "../x", "x" * 256, "a b", "a\nb", "ä", "a\0b", "$(id)"]

@@ -6,7 +6,8 @@ import json
 import os
 from pathlib import Path
 
-from agentrun import container, containerend
+from agentrun.daemon import containerend
+from agentrun.oci import container
 
 CGROUPS = "/sys/fs/cgroup"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from controllerhost import LOW, Host
 
-from agentrun import release
+from agentrun.calls import release
 
 
 def boost(host: Host) -> tuple[Path, Path]:

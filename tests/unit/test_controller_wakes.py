@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from controllerhost import HIGH, LOW, MIB, Host
 
-from agentrun import mrelease, release
-from agentrun.cgroup import Cgroup
-from agentrun.controller.model import Action
-from agentrun.errors import CgroupError
+from agentrun.base.errors import CgroupError
+from agentrun.calls import release
+from agentrun.cgroups.cgroup import Cgroup
+from agentrun.daemon.controller.model import Action
+from agentrun.kernel import killing
 
 
 def freeze_of(call: Path) -> str:
@@ -164,7 +165,7 @@ def test_call_says_who_killed_it_before_it_is_dead(host, monkeypatch, fails):
         if fails:
             raise CgroupError("write cgroup file", str(call), OSError(errno.ENODEV, "No such device"))
 
-    monkeypatch.setattr(mrelease, "kill", kill)
+    monkeypatch.setattr(killing, "kill", kill)
     host.controller._act((Action("kill", str(call), why="memory is short"),))
     assert said == ["controller"]
     assert live.state.get("killed_by") == host.state("low").get("killed_by")
@@ -198,7 +199,7 @@ def test_failure_ends_the_adaptation_and_nothing_else(host, monkeypatch):
     def fail(*_: object) -> None:
         raise RuntimeError("out of ideas")
 
-    monkeypatch.setattr("agentrun.controller.controller.decide", fail)
+    monkeypatch.setattr("agentrun.daemon.controller.controller.decide", fail)
     host.controller.changed()
     host.loop.run(0.1)
     assert freeze_of(low) == "0"

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from agentrun import ctl, terminal
+from agentrun import terminal
+from agentrun.base.errors import CallNotFoundError
+from agentrun.base.paths import Paths
+from agentrun.cli import main as ctl
 from agentrun.client import Client, blame
-from agentrun.errors import CallNotFoundError
 
 NOW = time.time()
 
@@ -37,9 +39,7 @@ def record(number: int, **more: object) -> dict[str, object]:
 @pytest.fixture
 def host(tmp_path, monkeypatch):
     monkeypatch.setenv("AGENTRUN_ROOT", str(tmp_path))
-    monkeypatch.setattr(
-        "agentrun.client.host_paths", lambda: __import__("agentrun.paths").paths.Paths(str(tmp_path))
-    )
+    monkeypatch.setattr("agentrun.client.host_paths", lambda: Paths(str(tmp_path)))
     folder = tmp_path / "var/lib/agentrun"
     folder.mkdir(parents=True)
 

@@ -8,9 +8,9 @@ from itertools import pairwise
 import pytest
 from memory_world import HIGH, LIMIT, LOW, MIB, Actor, Churning, World, scene
 
-from agentrun.controller import rules
-from agentrun.controller.decisions import STARVE_S, decide
-from agentrun.controller.model import Action, Bound, Call, Domain, Growth, Held, Memory, Snapshot
+from agentrun.daemon.controller import rules
+from agentrun.daemon.controller.decisions import STARVE_S, decide
+from agentrun.daemon.controller.model import Action, Bound, Call, Domain, Growth, Held, Memory, Snapshot
 
 
 @pytest.mark.parametrize("rate", [10 * MIB, 60 * MIB, 250 * MIB, 600 * MIB])

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from memory_world import LOW, MIB, Actor, World
 from snapshots import RANKS, acted, is_frozen, play, stories
 
-from agentrun.controller import rules
-from agentrun.controller.decisions import STARVE_S, decide, effective
-from agentrun.controller.model import Call, Domain, Memory, Snapshot
+from agentrun.daemon.controller import rules
+from agentrun.daemon.controller.decisions import STARVE_S, decide, effective
+from agentrun.daemon.controller.model import Call, Domain, Memory, Snapshot
 
 
 def test_nobody_is_frozen_in_the_step_that_lets_a_starved_one_after_him_go():

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from memory_world import LIMIT
 from snapshots import RECORDINGS, is_frozen, play, read_snapshot, recorded, variants
 
-from agentrun.controller import rules
-from agentrun.controller.decisions import STARVE_S, effective
-from agentrun.controller.model import Snapshot
+from agentrun.daemon.controller import rules
+from agentrun.daemon.controller.decisions import STARVE_S, effective
+from agentrun.daemon.controller.model import Snapshot
 
 
 @pytest.mark.parametrize("path", RECORDINGS, ids=lambda path: path.stem)

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentrun import feedback, verdict
-from agentrun.intent import parse
-from agentrun.plan import Limits, make_plan
-from agentrun.policyspec import FEEDBACK_EVENTS, PLACEHOLDERS
+from agentrun.calls import verdict
+from agentrun.decision.intent import parse
+from agentrun.decision.plan import Limits, make_plan
+from agentrun.feedback import text as feedback
+from agentrun.policy.spec import FEEDBACK_EVENTS, PLACEHOLDERS
 
 MIB = 1 << 20
 EVENTS = [event for event in FEEDBACK_EVENTS if event != "denied"]

@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentrun import admission
-from agentrun.controller import gates
-from agentrun.controller.decisions import decide
-from agentrun.controller.gatefile import REFRESH_S, VALID_S, GateFile, admits
-from agentrun.controller.gates import CLEAR_S, CLOSED_MOST_S, OPEN_LEAST_S, Shortage, move, shortage
-from agentrun.controller.model import Call, Domain, Gate, Growth, Held, Memory, Snapshot
-from agentrun.paths import Paths
-from agentrun.plan import ADMISSION_WAIT_MOST
-from agentrun.policyinforce import InForce
+from agentrun.base.paths import Paths
+from agentrun.daemon.controller import gates
+from agentrun.daemon.controller.decisions import decide
+from agentrun.daemon.controller.gatefile import REFRESH_S, VALID_S, GateFile, admits
+from agentrun.daemon.controller.gates import CLEAR_S, CLOSED_MOST_S, OPEN_LEAST_S, Shortage, move, shortage
+from agentrun.daemon.controller.model import Call, Domain, Gate, Growth, Held, Memory, Snapshot
+from agentrun.decision.plan import ADMISSION_WAIT_MOST
+from agentrun.runtime import admission
+from agentrun.service.policywatch import InForce
 
 MIB = 1 << 20
 LIMIT = 600 * MIB

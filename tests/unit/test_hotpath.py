@@ -19,7 +19,7 @@ import sys
 before = set(sys.modules)
 sys.path.insert(0, {tree!r})
 import {entry}
-from agentrun import fastjson
+from agentrun.base import fastjson
 print(fastjson.dumps(sorted(set(sys.modules) - before)))
 """
 
@@ -45,7 +45,7 @@ def test_front_is_understood_by_every_posix_shell(shell):
 
 
 def test_front_and_argv_know_the_same_global_options():
-    from agentrun import argv
+    from agentrun.oci import argv
 
     front = (TREE / "agentrun/front/agentrun.in").read_text()
     for name in argv._GLOBAL_VALUED | argv._GLOBAL_FLAGS:

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from agentrun.cgroup import Cgroup
-from agentrun.images import Images
-from agentrun.live import Call
-from agentrun.paths import Paths
+from agentrun.base.paths import Paths
+from agentrun.cgroups.cgroup import Cgroup
+from agentrun.daemon.part import Call
+from agentrun.daemon.parts.images import Images
 
 
 @pytest.fixture

@@ -16,9 +16,11 @@ from crash import die_at_line, in_child
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentrun import config, ingest, journal, retention, store
-from agentrun.errors import StoreError
-from agentrun.paths import Paths
+from agentrun.base import journal
+from agentrun.base.errors import StoreError
+from agentrun.base.paths import Paths
+from agentrun.decision import config
+from agentrun.store import database, ingest, retention
 
 TREE = Path(__file__).parents[2]
 BIG = 1 << 30
@@ -45,7 +47,7 @@ def write(paths: Paths, *ids: str, path: str = "") -> None:
 
 
 def stored(paths: Paths) -> list[str]:
-    with store.reading(paths) as connection:
+    with database.reading(paths) as connection:
         return [r[0] for r in connection.execute("SELECT id FROM calls ORDER BY seq")] if connection else []
 
 
@@ -70,7 +72,7 @@ def test_first_record_of_a_call_stays(paths):
         ingest.ingest(paths)
     journal.append(paths.records, line("a", memory_peak=7), BIG)
     ingest.ingest(paths)
-    with store.reading(paths) as connection:
+    with database.reading(paths) as connection:
         assert connection
         records = [json.loads(r[0]) for r in connection.execute("SELECT record FROM calls")]
     assert [r["memory_peak"] for r in records] == [5]
@@ -109,7 +111,7 @@ def test_damaged_line_is_passed_over_once_and_said(paths, name):
         ingest.ingest(paths)
     assert stored(paths) == ["a", "b"]
     assert [(row["msg"], row["count"]) for row in log_of(paths)] == [("damaged record passed over", 1)]
-    with store.reading(paths) as connection:
+    with database.reading(paths) as connection:
         assert connection and connection.execute("SELECT * FROM counters").fetchall() == [
             (ingest.DAMAGED_LINES, 1)
         ]
@@ -158,7 +160,7 @@ def test_every_record_with_an_id_can_be_stored(record):
     row = ingest.row_of(json.dumps(record).encode())
     assert row is not None
     connection = sqlite3.connect(":memory:")
-    for statement in itertools.chain(*store.MIGRATIONS):
+    for statement in itertools.chain(*database.MIGRATIONS):
         connection.execute(statement)
     connection.execute(ingest.INSERT, row)
     connection.close()
@@ -209,7 +211,7 @@ def test_large_journal_is_renamed_once_its_predecessor_is_in_the_store(paths, mo
         ingest.ingest(paths)
     assert json.loads(Path(paths.records + ".1").read_text())["id"] == "c"
     assert not os.path.exists(paths.records)
-    with store.reading(paths) as connection:
+    with database.reading(paths) as connection:
         assert connection and connection.execute("SELECT count(*) FROM journals").fetchone() == (1,)
     assert stored(paths) == ["a", "b", "c"]
 
@@ -235,7 +237,7 @@ def test_damaged_store_is_made_anew_from_the_journal(paths):
 def test_death_at_any_step_costs_no_record_and_doubles_none(paths, monkeypatch):
     """Before every other line of what takes part, as if by SIGKILL; with a rename in every turn."""
     monkeypatch.setattr(ingest, "_ROTATE_AT", 100)
-    modules = (ingest, journal, retention, store)
+    modules = (ingest, journal, retention, database)
     number, finished = 0, False
     for step in range(0, 1000, 2):
         write(paths, f"{number:05}", f"{number + 1:05}")

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentrun import intent as intents
-from agentrun.units import parse_size
+from agentrun.base.units import parse_size
+from agentrun.decision import intent as intents
 
 MIB, GIB = 1 << 20, 1 << 30
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from crash import die_at_line, in_child
 
-from agentrun import journal, records
-from agentrun.paths import Paths
+from agentrun.base import journal
+from agentrun.base.paths import Paths
+from agentrun.calls import record
 
 BIG = 1 << 30
 
@@ -129,5 +130,5 @@ def test_disk_that_cannot_be_written_sends_records_to_memory(tmp_path):
     paths = Paths(str(tmp_path))
     os.makedirs(paths.run)
     os.makedirs(paths.records)  # no file can be there
-    records.append(paths, {"id": "a"})
+    record.append(paths, {"id": "a"})
     assert json.loads(Path(paths.spill).read_text()) == {"id": "a"}

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from agentrun.keeperlink import KeeperLink
-from agentrun.paths import Paths
+from agentrun.base.paths import Paths
+from agentrun.daemon.keeperlink import KeeperLink
 
 
 class Loop:

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from agentrun import config
+from agentrun.base.errors import BpfError
+from agentrun.base.paths import Paths
 from agentrun.bpf import oomhold, ringbuf, types
-from agentrun.cgroup import Cgroup
-from agentrun.errors import BpfError
-from agentrun.kernelevents import KernelEvents, level_of
-from agentrun.live import Call
-from agentrun.paths import Paths
-from agentrun.records import levels
+from agentrun.calls.record import levels
+from agentrun.cgroups.cgroup import Cgroup
+from agentrun.daemon.part import Call
+from agentrun.daemon.parts.kernelevents import KernelEvents, level_of
+from agentrun.decision import config
 
 
 def made(root: Path, container: str) -> Call:

@@ -12,11 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kinds import MIB, row, samples
 
-from agentrun import config, ingest, journal, learned, learning, policy
-from agentrun.command import unwrap
-from agentrun.learning import HALF_LIFE, LEAST_CALLS, MOST_CALLS, Kind, percentile, usage_of, usages
-from agentrun.paths import Paths
-from agentrun.plan import MEMORY_FLOOR
+from agentrun.base import journal
+from agentrun.base.paths import Paths
+from agentrun.decision import config, match
+from agentrun.decision.plan import MEMORY_FLOOR
+from agentrun.decision.unwrap import unwrap
+from agentrun.learning import samples as learned
+from agentrun.learning import usage as learning
+from agentrun.learning.usage import HALF_LIFE, LEAST_CALLS, MOST_CALLS, Kind, percentile, usage_of, usages
+from agentrun.store import ingest
 
 SIZES = st.integers(0, 1 << 40)
 MANY = st.lists(SIZES, min_size=1, max_size=40)
@@ -176,7 +180,7 @@ def test_rule_of_a_family_matches_its_calls(words):
     command = unwrap(list(words))
     family = command.family.split()
     if family:
-        assert policy.command_matches(family, command.words, command.program)
+        assert match.command_matches(family, command.words, command.program)
         assert "secret" not in family or command.program == "secret"
 
 

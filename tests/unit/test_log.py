@@ -8,9 +8,9 @@ import os
 
 import pytest
 
-from agentrun import errors, log
-from agentrun.argv import parse
-from agentrun.paths import Paths
+from agentrun.base import errors, log
+from agentrun.base.paths import Paths
+from agentrun.oci.argv import parse
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from agentrun.loop import Loop
+from agentrun.service.loop import Loop
 
 
 @pytest.fixture

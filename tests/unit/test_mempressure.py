@@ -6,16 +6,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from agentrun import config
+from agentrun.base.errors import BpfError
+from agentrun.base.paths import Paths
 from agentrun.bpf import modules, types
 from agentrun.bpf.mempressure import How, Limit, Member, entry, rank_number
-from agentrun.controller import pressure
-from agentrun.controller.ids import Ids
-from agentrun.controller.model import HOST, Call, Domain, Snapshot
-from agentrun.controller.pressure import limits_of
-from agentrun.errors import BpfError
-from agentrun.kernelevents import KernelEvents
-from agentrun.paths import Paths
+from agentrun.daemon.controller import pressure
+from agentrun.daemon.controller.ids import Ids
+from agentrun.daemon.controller.model import HOST, Call, Domain, Snapshot
+from agentrun.daemon.controller.pressure import limits_of
+from agentrun.daemon.parts.kernelevents import KernelEvents
+from agentrun.decision import config
 
 MIB = 1 << 20
 HIGH, LOW = (300, 100), (100, 100)

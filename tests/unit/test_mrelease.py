@@ -13,9 +13,9 @@ import pytest
 from node import Node, wait_for
 from node import node as node
 
-from agentrun import mrelease
-from agentrun.cgroup import Cgroup
-from agentrun.errors import CgroupError
+from agentrun.base.errors import CgroupError
+from agentrun.cgroups.cgroup import Cgroup
+from agentrun.kernel import killing as mrelease
 
 SLEEP = """import sys, time
 held = bytearray(b"x") * int(sys.argv[2])

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from agentrun import config
-from agentrun.errors import NetError, NetLibraryError
+from agentrun.base.errors import NetError, NetLibraryError
+from agentrun.base.paths import Paths
+from agentrun.decision import config
 from agentrun.net import keeper, plan, rate, status
-from agentrun.paths import Paths
 
 
 @pytest.fixture

@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentrun import config, netmark, netprofile
+from agentrun.base.errors import CgroupError
 from agentrun.bpf import types
-from agentrun.cgroup import Cgroup
-from agentrun.errors import CgroupError
+from agentrun.calls import netmark
+from agentrun.cgroups.cgroup import Cgroup
+from agentrun.decision import config
+from agentrun.policy import netprofile
 
 
 def decode(program: bytes) -> types.NetProfile:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agentrun import oomorder
+from agentrun.daemon.parts import oomorder
 
 
 @pytest.mark.parametrize(

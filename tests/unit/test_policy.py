@@ -9,14 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentrun import policy, session
-from agentrun.command import unwrap
-from agentrun.container import Container
-from agentrun.decide import decide
-from agentrun.plan import Limits
-from agentrun.policyfile import compile_texts
-from agentrun.processdoc import Process
-from agentrun.session import SessionFacts
+from agentrun.decision import match
+from agentrun.decision.decide import decide
+from agentrun.decision.plan import Limits
+from agentrun.decision.unwrap import unwrap
+from agentrun.oci import engine as session
+from agentrun.oci.container import Container
+from agentrun.oci.engine import SessionFacts
+from agentrun.oci.processdoc import Process
+from agentrun.policy.compiler import compile_texts
 
 GLOBS = [
     ("pytest", "pytest", True),
@@ -35,12 +36,12 @@ GLOBS = [
 
 @pytest.mark.parametrize(("pattern", "text", "matches"), GLOBS)
 def test_glob(pattern, text, matches):
-    assert policy.glob(pattern, text) == matches
+    assert match.glob(pattern, text) == matches
 
 
 def test_hostile_pattern_costs_little():
     began = time.perf_counter()
-    assert not policy.glob("*a" * 50 + "b", "a" * 4000)
+    assert not match.glob("*a" * 50 + "b", "a" * 4000)
     assert time.perf_counter() - began < 1
 
 
@@ -48,7 +49,7 @@ def test_hostile_pattern_costs_little():
 def test_glob_agrees_with_fnmatch(pattern, text):
     import fnmatch
 
-    assert policy.glob(pattern, text) == fnmatch.fnmatchcase(text, pattern)
+    assert match.glob(pattern, text) == fnmatch.fnmatchcase(text, pattern)
 
 
 COMMANDS = [
@@ -68,7 +69,7 @@ COMMANDS = [
 @pytest.mark.parametrize(("pattern", "command", "matches"), COMMANDS)
 def test_command_pattern(pattern, command, matches):
     words = command.split()
-    assert policy.command_matches(pattern.split(), words, words[0].rpartition("/")[2]) == matches
+    assert match.command_matches(pattern.split(), words, words[0].rpartition("/")[2]) == matches
 
 
 POLICY = """
@@ -125,18 +126,18 @@ def test_sessions_are_chosen_by_name_image_engine_cgroup_and_annotation(compiled
         "pods": facts("kubernetes", cgroup="/kubepods.slice/pod1"),
     }
     for name, session_facts in chosen.items():
-        assert policy.select_session(compiled, "enforce", session_facts).why == name
+        assert match.select_session(compiled, "enforce", session_facts).why == name
 
 
 def test_annotations_count_as_far_as_the_session_lets_them(compiled):
-    choice = policy.select_session(
+    choice = match.select_session(
         compiled, "enforce", tiered(**{"agentrun.dev__mode": "off", "agentrun.dev__class": "big"})
     )
     assert (choice.mode, choice.tier, choice.class_name) == ("enforce", "high", "big")
-    choice = policy.select_session(compiled, "enforce", tiered("platinum"))
+    choice = match.select_session(compiled, "enforce", tiered("platinum"))
     assert choice.tier == "low"
-    own = policy.builtin()
-    assert policy.select_session(own, "enforce", facts(**{"agentrun.dev__mode": "observe"})).mode == "observe"
+    own = match.builtin()
+    assert match.select_session(own, "enforce", facts(**{"agentrun.dev__mode": "observe"})).mode == "observe"
 
 
 def test_the_weakest_mode_holds(compiled):
@@ -243,7 +244,7 @@ def test_unwrapping_is_what_rules_see(compiled):
     ],
 )
 def test_less_feedback_wins_and_observing_is_silent(mode, session, by_class, expected):
-    assert policy.feedback_of(mode, session, by_class) == expected
+    assert match.feedback_of(mode, session, by_class) == expected
 
 
 def test_feedback_of_a_session_is_its_annotations_else_its_own():
@@ -251,7 +252,7 @@ def test_feedback_of_a_session_is_its_annotations_else_its_own():
     for annotation, expected in (("off", "off"), ("on", "on"), ("nonsense", "quiet"), (None, "quiet")):
         given_ = {} if annotation is None else {"agentrun.dev/feedback": annotation}
         facts = SessionFacts(annotations=given_)
-        assert policy.select_session(compiled, "enforce", facts).feedback == expected
+        assert match.select_session(compiled, "enforce", facts).feedback == expected
 
 
 def test_stall_rule_is_compiled():

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from agentrun import configfile
-from agentrun.ctl import cli
-from agentrun.policytest import CaseError, run_file
+from agentrun.cli.main import cli
+from agentrun.policy import hostconfig
+from agentrun.policy.cases import CaseError, run_file
 
 TREE = Path(__file__).parents[2]
 DEFAULT = str(TREE / "configs/policy/default.yaml")
@@ -26,7 +26,7 @@ def run(*arguments: str):
 def own_root(tmp_path, monkeypatch):
     monkeypatch.setenv("AGENTRUN_ROOT", str(tmp_path))
     monkeypatch.setattr(
-        "agentrun.paths.getenv", lambda name: str(tmp_path) if name == "AGENTRUN_ROOT" else ""
+        "agentrun.base.paths.getenv", lambda name: str(tmp_path) if name == "AGENTRUN_ROOT" else ""
     )
     return tmp_path
 
@@ -162,13 +162,13 @@ def test_cases_of_a_policy(tmp_path):
 def test_case_that_cannot_be_run_is_an_error(tmp_path, text, message):
     path = tmp_path / "cases.yaml"
     path.write_text(text)
-    compiled = configfile.compile_file(config_paths(tmp_path)).policy
+    compiled = hostconfig.compile_file(config_paths(tmp_path)).policy
     with pytest.raises(CaseError, match=message):
         run_file(compiled, path)
 
 
 def config_paths(root: Path):
     """Paths below a directory."""
-    from agentrun.paths import Paths
+    from agentrun.base.paths import Paths
 
     return Paths(str(root))

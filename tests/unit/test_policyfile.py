@@ -11,9 +11,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentrun.policyfile import PolicyError, compile_files, compile_texts
-from agentrun.policyreference import json_schema, reference
-from agentrun.policytypes import Problem
+from agentrun.policy.compiler import PolicyError, compile_files, compile_texts
+from agentrun.policy.frame import Problem
+from agentrun.policy.reference import json_schema, reference
 
 TREE = Path(__file__).parents[2]
 READY = sorted((TREE / "configs/policy").glob("*.yaml"))

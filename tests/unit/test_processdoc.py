@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from agentrun import fastjson, processdoc
-from agentrun.argv import parse
-from agentrun.plan import Plan
+from agentrun.base import fastjson
+from agentrun.decision.plan import Plan
+from agentrun.oci import processdoc
+from agentrun.oci.argv import parse
 
 DOCUMENT: dict[str, Any] = {
     "args": ["pytest"],
@@ -135,6 +136,6 @@ PID_FILES = {
 
 @pytest.mark.parametrize("path", PID_FILES, ids=str)
 def test_engines_id_is_read_from_the_pid_files_path(path):
-    from agentrun.execcall import _exec_id
+    from agentrun.runtime.exec import _exec_id
 
     assert _exec_id(path) == PID_FILES[path]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from agentrun import processes
+from agentrun.kernel import processes
 
 
 @pytest.fixture

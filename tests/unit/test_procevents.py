@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from agentrun import procevents as module
-from agentrun.procevents import ProcEvents
+from agentrun.kernel import procevents
+from agentrun.kernel.procevents import ProcEvents
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def events() -> Iterator[ProcEvents]:
     made.close()
 
 
-def told(events: ProcEvents, pid: int, since_ns: int) -> module.Exit:
+def told(events: ProcEvents, pid: int, since_ns: int) -> procevents.Exit:
     """What is told of a process; that comes a moment after its parent can reap it."""
     deadline = time.monotonic() + 5
     while (found := events.exit_of(pid, since_ns)) is None:
@@ -114,7 +114,7 @@ def test_runtime_that_started_nothing_has_no_process(events: ProcEvents) -> None
 
 
 def test_exits_are_forgotten_in_time(events: ProcEvents, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_KEEP_S", 0.0)
+    monkeypatch.setattr(procevents, "_KEEP_S", 0.0)
     before = time.monotonic_ns()
     process = subprocess.Popen(["true"])
     process.wait()

@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentrun import config, history, ingest, store
-from agentrun.paths import Paths
-from agentrun.query import Query, matches, select, to_sql
+from agentrun.base.paths import Paths
+from agentrun.decision import config
+from agentrun.store import database, history, ingest
+from agentrun.store.query import Query, matches, select, to_sql
 
 NOW = time.time()
 ROWS = [
@@ -105,7 +106,7 @@ def test_sql_and_predicate_agree(record, query):
 
 def empty_store() -> sqlite3.Connection:
     connection = sqlite3.connect(":memory:")
-    for statement in itertools.chain(*store.MIGRATIONS):
+    for statement in itertools.chain(*database.MIGRATIONS):
         connection.execute(statement)
     return connection
 
@@ -132,7 +133,7 @@ def test_filter_uses_its_index(name):
 
 def test_only_what_is_new_is_read_again(paths):
     ingest.ingest(paths)
-    with store.reading(paths) as connection:
+    with database.reading(paths) as connection:
         assert connection
         newest = connection.execute("SELECT max(seq) FROM calls").fetchone()[0]
     with open(paths.records, "a") as file:

@@ -12,12 +12,13 @@ from hosts import host_with
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentrun import doctor
-from agentrun.cgroup import Cgroup
-from agentrun.errors import NetError
-from agentrun.live import Call
+from agentrun.base.errors import NetError
+from agentrun.cgroups.cgroup import Cgroup
+from agentrun.cli.net import _lines
+from agentrun.daemon.part import Call
+from agentrun.daemon.parts.ratenotes import RateNotes
+from agentrun.doctor import examine
 from agentrun.net import status
-from agentrun.net.ctl import _lines
 from agentrun.net.look import Network, bring_about, judge
 from agentrun.net.model import (
     HANDLE,
@@ -37,11 +38,10 @@ from agentrun.net.model import (
     Redirect,
     SetShape,
 )
-from agentrun.net.part import RateNotes
 from agentrun.net.plan import gaps, orphans, plan_all, plan_link, shape_of
 from agentrun.net.rate import Rates, of_tier, parse_rate, show_rate, strictest
 from agentrun.net.sessions import Session, parse_dev
-from agentrun.policyfile import compile_texts
+from agentrun.policy.compiler import compile_texts
 
 VETH = Link(7, "vetha", "veth", 2, 0)
 OTHER = Link(8, "vethb", "veth", 2, 1)
@@ -276,7 +276,7 @@ def test_record_says_where_the_rate_was_not_in_force(tmp_path, tier, mode, said,
 
 def test_doctor_tells_why_rates_do_not_hold():
     def told(said: dict[str, Any], now: float = 10.0, there: bool = True) -> list[tuple[str, str]]:
-        return [(f.level, f.text) for f in doctor.rate_findings(said, now, there)]
+        return [(f.level, f.text) for f in examine.rate_findings(said, now, there)]
 
     assert told({}, there=False)[0][0] == "problem" and "pyroute2" in told({}, there=False)[0][1]
     assert "agentrun-net does not run" in told({})[0][1]
@@ -294,9 +294,9 @@ def test_doctor_tells_why_rates_do_not_hold():
 
 def test_doctor_asks_only_where_the_policy_has_rates(tmp_path):
     paths = host_with(tmp_path, "version: 1\ntiers: {high: {}}\n")
-    assert list(doctor._network_rates(paths)) == []
+    assert list(examine._network_rates(paths)) == []
     Path(paths.policy, "10-test.yaml").write_text(TIERS)
-    assert [finding.level for finding in doctor._network_rates(paths)] == ["problem"]
+    assert [finding.level for finding in examine._network_rates(paths)] == ["problem"]
 
 
 def test_listing_has_a_line_for_each_direction_and_each_call():

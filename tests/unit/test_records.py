@@ -9,10 +9,11 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from agentrun import records, verdict
-from agentrun.cgroup import Cgroup
+from agentrun.calls import record as records
+from agentrun.calls import verdict
+from agentrun.cgroups.cgroup import Cgroup
 from agentrun.client import VERDICTS
-from agentrun.plan import Plan
+from agentrun.decision.plan import Plan
 
 TREE = Path(__file__).parents[2]
 SCHEMA = json.loads((TREE / "configs/record.schema.json").read_text())

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from agentrun import ingest, retention, store
-from agentrun.paths import Paths
+from agentrun.base.paths import Paths
+from agentrun.store import database, ingest, retention
 
 FOREVER = {"keep_days": None, "max_mb": None}
 NOW = 1e9
@@ -26,13 +26,13 @@ def fill(paths: Paths, count: int, size: int = 1000) -> None:
         (f"{n:06}", "c", None, None, None, None, None, None, NOW, NOW - (count - 1 - n) * 86400, "x" * size)
         for n in range(count)
     ]
-    with store.writing(paths) as connection, store.transaction(connection):
+    with database.writing(paths) as connection, database.transaction(connection):
         connection.executemany(ingest.INSERT, rows)
 
 
 def prune(paths: Paths, **keep: int) -> list[str]:
     """Prune; returns the ids that stay."""
-    with store.writing(paths) as connection:
+    with database.writing(paths) as connection:
         retention.prune(connection, {**FOREVER, **keep}, NOW, None)
         return [row[0] for row in connection.execute("SELECT id FROM calls ORDER BY id")]
 
@@ -63,7 +63,7 @@ def test_records_within_the_limit_stay(paths):
 
 def test_turn_ends_at_its_deadline(paths):
     fill(paths, 2000)
-    with store.writing(paths) as connection:
+    with database.writing(paths) as connection:
         gone = retention.prune(connection, {**FOREVER, "keep_days": 1}, NOW, time.monotonic())
     assert gone == 0
     assert len(prune(paths, keep_days=1)) == 2

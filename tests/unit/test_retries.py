@@ -13,10 +13,14 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentrun import config, ctl, ingest, intent, journal, records, store
+from agentrun.base import journal
+from agentrun.base.paths import Paths
+from agentrun.calls import record as records
+from agentrun.cli import main as ctl
 from agentrun.client import Client
-from agentrun.paths import Paths
-from agentrun.retries import WITHIN_S, is_retry, was_limited
+from agentrun.decision import config, intent
+from agentrun.store import database, ingest
+from agentrun.store.retries import WITHIN_S, is_retry, was_limited
 
 NOW = time.time()
 BIG = 1 << 30
@@ -54,7 +58,7 @@ def links(paths: Paths, *rows: dict[str, Any], turns: int = 1) -> dict[str, str 
         for row in rows[turn::turns] if turns > 1 else rows:
             journal.append(paths.records, json.dumps(row), BIG)
         ingest.ingest(paths)
-    with store.reading(paths) as connection:
+    with database.reading(paths) as connection:
         assert connection
         found = connection.execute("SELECT id, retry_of, record FROM calls").fetchall()
     assert all(json.loads(text)["retry_of"] == retry for _, retry, text in found)
@@ -129,7 +133,7 @@ def test_inspect_and_client_show_both_directions(paths):
 
 def test_repeated_command_is_found_by_its_index():
     connection = sqlite3.connect(":memory:")
-    for statement in (statement for migration in store.MIGRATIONS for statement in migration):
+    for statement in (statement for migration in database.MIGRATIONS for statement in migration):
         connection.execute(statement)
     plan = str(connection.execute("EXPLAIN QUERY PLAN " + ingest._REPEATED, (1,)).fetchall())
     connection.close()
@@ -138,18 +142,18 @@ def test_repeated_command_is_found_by_its_index():
 
 def test_store_of_before_links_to_what_just_ended(paths, monkeypatch):
     """A migrated store knows the commands of the last hour."""
-    migrations = store.MIGRATIONS
-    monkeypatch.setattr(store, "MIGRATIONS", migrations[:1])
+    migrations = database.MIGRATIONS
+    monkeypatch.setattr(database, "MIGRATIONS", migrations[:1])
     rows = [("01", NOW - 60, json.dumps(record("01", -61))), ("00", NOW - 9999, "{}"), ("02", NOW, "no JSON")]
-    with store.writing(paths) as connection:
+    with database.writing(paths) as connection:
         statement = (
             "INSERT INTO calls (id, container, verdict, ended, record) VALUES (?, 'c1', 'failed', ?, ?)"
         )
         connection.executemany(statement, rows)
-    monkeypatch.setattr(store, "MIGRATIONS", migrations)
+    monkeypatch.setattr(database, "MIGRATIONS", migrations)
     journal.append(paths.records, json.dumps(record("03", 5)), BIG)
     ingest.ingest(paths)
-    with store.reading(paths) as connection:
+    with database.reading(paths) as connection:
         assert connection
         assert connection.execute("SELECT id, retry_of FROM calls WHERE same = 'f00d'").fetchall() == [
             ("01", None),

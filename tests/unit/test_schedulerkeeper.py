@@ -9,24 +9,25 @@ from pathlib import Path
 
 import pytest
 
-from agentrun import schedulerkeeper, scx
-from agentrun.bpf import modules
-from agentrun.loop import Loop
-from agentrun.paths import Paths
-from agentrun.schedulerkeeper import SchedulerKeeper
+from agentrun.base.paths import Paths
+from agentrun.bpf import modules, scheduler
+from agentrun.bpf.scheduler import ExitKind
+from agentrun.daemon.parts import scheduler as schedulerkeeper
+from agentrun.daemon.parts.scheduler import SchedulerKeeper
+from agentrun.service.loop import Loop
 
-EJECTED = scx.Exit(scx.ExitKind.ERROR_STALL, 0, 1, "runnable task stall", "sh failed to run")
+EJECTED = scheduler.Exit(ExitKind.ERROR_STALL, 0, 1, "runnable task stall", "sh failed to run")
 
 
 class Kernel:
     """What agentrund sees of the scheduler."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.ended: scx.Exit | None = EJECTED
+        self.ended: scheduler.Exit | None = EJECTED
         self.marker = folder / "loaded"
         monkeypatch.setattr(modules, "loaded_version", lambda _: "v1")
-        monkeypatch.setattr(scx, "last_exit", lambda: self.ended)
-        monkeypatch.setattr(scx, "state", lambda: scx.State(self.marker.exists(), "agentrun"))
+        monkeypatch.setattr(scheduler, "last_exit", lambda: self.ended)
+        monkeypatch.setattr(scheduler, "state", lambda: scheduler.State(self.marker.exists(), "agentrun"))
         self.load_by(monkeypatch, f"touch {self.marker}")
 
     def load_by(self, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
@@ -93,7 +94,7 @@ def test_scheduler_that_was_unloaded_after_a_load_that_failed_stays_out(kernel, 
     monkeypatch.setattr(modules, "loaded_version", lambda _: None)  # that load removed the dead pins
     turn_until(loop, lambda: keeper.status()["next_s"] is not None)
     monkeypatch.setattr(modules, "unload", lambda *_: False)
-    assert not scx.unload(paths)
+    assert not scheduler.unload(paths)
     turn_until(loop, lambda: keeper.status()["next_s"] is None)
     kernel.load_by(monkeypatch, f"touch {kernel.marker}")
     end = time.monotonic() + 3
@@ -129,9 +130,9 @@ def test_nothing_is_loaded_where_the_configuration_wants_no_ebpf(kernel, paths, 
     assert not kernel.marker.exists() and log_of(paths).count("ejected") == 1
 
 
-@pytest.mark.parametrize("kind", [scx.ExitKind.NONE, scx.ExitKind.UNREG, scx.ExitKind.SYSRQ])
+@pytest.mark.parametrize("kind", [ExitKind.NONE, ExitKind.UNREG, ExitKind.SYSRQ])
 def test_what_runs_or_was_taken_out_on_purpose_is_left_alone(kernel, paths, kind):
-    kernel.ended = scx.Exit(kind, 0, 0, "", "")
+    kernel.ended = scheduler.Exit(kind, 0, 0, "", "")
     keeper = SchedulerKeeper(Loop(), paths)
     keeper.start()
     assert keeper.status() == {"ejections": 0, "last": None, "next_s": None}

@@ -8,57 +8,62 @@ from pathlib import Path
 
 import pytest
 
-from agentrun import scx
-from agentrun.bpf import elf
-from agentrun.errors import BpfError
+from agentrun.base.errors import BpfError
+from agentrun.bpf import elf, scheduler
+from agentrun.bpf.scheduler import ExitKind, Memory
 
 BPF = Path(__file__).parents[2] / "bpf"
-STALL = scx.ExitKind.ERROR_STALL
+STALL = ExitKind.ERROR_STALL
 
 
-@pytest.mark.parametrize("kind", [None, scx.ExitKind.NONE, scx.ExitKind.UNREG, scx.ExitKind.SYSRQ])
+@pytest.mark.parametrize("kind", [None, ExitKind.NONE, ExitKind.UNREG, ExitKind.SYSRQ])
 def test_never_loaded_or_taken_out_on_purpose_stays_out(kind):
-    assert scx.decide(5.0, False, kind, scx.Memory()) == (scx.Step.NOTHING, scx.Memory())
+    assert scheduler.decide(5.0, False, kind, Memory()) == (
+        scheduler.Step.NOTHING,
+        Memory(),
+    )
 
 
 def test_ejection_is_reported_once_and_waited_for():
-    step, memory = scx.decide(10.0, False, STALL, scx.Memory())
-    assert (step, memory.rearm_at) == (scx.Step.REPORT, 11.0)
-    assert scx.decide(10.9, False, STALL, memory) == (scx.Step.NOTHING, memory)
-    assert scx.decide(11.0, False, STALL, memory)[0] is scx.Step.REARM
+    step, memory = scheduler.decide(10.0, False, STALL, Memory())
+    assert (step, memory.rearm_at) == (scheduler.Step.REPORT, 11.0)
+    assert scheduler.decide(10.9, False, STALL, memory) == (scheduler.Step.NOTHING, memory)
+    assert scheduler.decide(11.0, False, STALL, memory)[0] is scheduler.Step.REARM
 
 
 def test_each_ejection_doubles_the_wait_up_to_five_minutes():
-    memory, now, waits = scx.Memory(), 0.0, []
+    memory, now, waits = Memory(), 0.0, []
     for _ in range(12):
-        _, memory = scx.decide(now, False, STALL, memory)
+        _, memory = scheduler.decide(now, False, STALL, memory)
         assert memory.rearm_at is not None
         waits.append(memory.rearm_at - now)
         now = memory.rearm_at
-        _, memory = scx.decide(now, False, STALL, memory)
-        _, memory = scx.decide(now + 1, True, scx.ExitKind.NONE, memory)
+        _, memory = scheduler.decide(now, False, STALL, memory)
+        _, memory = scheduler.decide(now + 1, True, ExitKind.NONE, memory)
         now += 2
     assert waits[:4] == [1, 2, 4, 8]
     assert waits[-1] == 300
 
 
 def test_failed_try_is_followed_by_another_later():
-    memory = scx.Memory(ejections=3, has_failed=True)
-    step, memory = scx.decide(50.0, False, scx.ExitKind.ERROR, memory)
-    assert (step, memory.rearm_at) == (scx.Step.REPORT, 58.0)
-    assert not scx.decide(60.0, True, scx.ExitKind.NONE, memory)[1].has_failed
+    memory = Memory(ejections=3, has_failed=True)
+    step, memory = scheduler.decide(50.0, False, ExitKind.ERROR, memory)
+    assert (step, memory.rearm_at) == (scheduler.Step.REPORT, 58.0)
+    assert not scheduler.decide(60.0, True, ExitKind.NONE, memory)[1].has_failed
 
 
 def test_calm_hour_forgets_ejections():
-    memory = scx.Memory(ejections=7, loaded_at=100.0)
-    assert scx.decide(3699.0, True, 0, memory)[1].ejections == 7
-    assert scx.decide(3700.0, True, 0, memory)[1].ejections == 0
+    memory = Memory(ejections=7, loaded_at=100.0)
+    assert scheduler.decide(3699.0, True, 0, memory)[1].ejections == 7
+    assert scheduler.decide(3700.0, True, 0, memory)[1].ejections == 0
 
 
 def test_exit_is_read_as_the_program_writes_it():
     raw = (1026).to_bytes(8, "little") + (-1).to_bytes(8, "little", signed=True) + (5).to_bytes(8, "little")
     raw += b"runnable task stall".ljust(128, b"\0") + b"x[1] failed to run\0junk".ljust(256, b"\0")
-    assert scx.parse_exit(raw) == scx.Exit(1026, -1, 5, "runnable task stall", "x[1] failed to run")
+    assert scheduler.parse_exit(raw) == scheduler.Exit(
+        1026, -1, 5, "runnable task stall", "x[1] failed to run"
+    )
 
 
 @pytest.fixture(scope="module")

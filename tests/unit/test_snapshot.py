@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from agentrun.controller.model import HOST, Bound
-from agentrun.controller.snapshot import Reader
+from agentrun.daemon.controller.model import HOST, Bound
+from agentrun.daemon.controller.snapshot import Reader
 
 MIB = 1 << 20
 MEMINFO = "MemTotal: 1048576 kB\nMemAvailable: 524288 kB\nSwapTotal: 2048 kB\nSwapFree: 2048 kB\n"

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentrun.controller.snapshot import Files
-from agentrun.stalls import Signs, Window, until_look
+from agentrun.daemon.controller.snapshot import Files
+from agentrun.daemon.parts.stalls import Signs, Window, until_look
 
 
 def shares(seconds: float, samples: list[tuple[float, int]]) -> list[float | None]:

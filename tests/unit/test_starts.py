@@ -13,13 +13,16 @@ import pytest
 from hosts import host_with
 from kinds import MIB, row, samples
 
-from agentrun import ingest, journal, learning, release
-from agentrun.cgroup import Cgroup
-from agentrun.intent import Intent, parse
-from agentrun.live import Call
-from agentrun.paths import Paths
-from agentrun.plan import Limits, Plan, make_plan
-from agentrun.starts import Starts
+from agentrun.base import journal
+from agentrun.base.paths import Paths
+from agentrun.calls import release
+from agentrun.cgroups.cgroup import Cgroup
+from agentrun.daemon.part import Call
+from agentrun.daemon.parts.learnedstarts import Starts
+from agentrun.decision.intent import Intent, parse
+from agentrun.decision.plan import Limits, Plan, make_plan
+from agentrun.learning import usage as learning
+from agentrun.store import ingest
 
 POLICY = "version: 1\nclasses:\n  standard: {memory: {default: 512M, learned: true}}\n"
 KNOWN = {usage.kind: usage for usage in learning.usages(samples(*[row()] * 20))}

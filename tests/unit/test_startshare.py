@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from agentrun import calls, startshare
-from agentrun.paths import Paths
+from agentrun.base.paths import Paths
+from agentrun.calls import slots
+from agentrun.runtime import startshare
 
 
 @pytest.mark.parametrize(
@@ -20,9 +21,9 @@ def test_only_a_tier_with_less_than_the_usual_weight_has_its_own(tier, starts):
 
 
 @pytest.fixture
-def session(tmp_path: Path) -> Iterator[calls.Calls]:
+def session(tmp_path: Path) -> Iterator[slots.Calls]:
     """The calls of a container on a host below `tmp_path`, whose cgroups are there too."""
-    found = calls.open_calls(Paths(str(tmp_path), str(tmp_path)), "/run/runc", "box")
+    found = slots.open_calls(Paths(str(tmp_path), str(tmp_path)), "/run/runc", "box")
     assert found
     yield found
     found.close()

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from crash import die_at_line, in_child
 
-from agentrun import store
-from agentrun.errors import StoreError
-from agentrun.paths import Paths
+from agentrun.base.errors import StoreError
+from agentrun.base.paths import Paths
+from agentrun.store import database
 
-LATER = (*store.MIGRATIONS, ("ALTER TABLE calls ADD COLUMN class TEXT", "CREATE INDEX c ON calls (class)"))
+LATER = (*database.MIGRATIONS, ("ALTER TABLE calls ADD COLUMN class TEXT", "CREATE INDEX c ON calls (class)"))
 
 
 @pytest.fixture
@@ -25,52 +25,52 @@ def paths(tmp_path) -> Paths:
 
 
 def add(paths: Paths, call_id: str) -> None:
-    with store.writing(paths) as connection:
+    with database.writing(paths) as connection:
         connection.execute("INSERT INTO calls (id, record) VALUES (?, '{}')", (call_id,))
 
 
 def ids(paths: Paths) -> list[str]:
-    with store.reading(paths) as connection:
+    with database.reading(paths) as connection:
         assert connection
         return [row[0] for row in connection.execute("SELECT id FROM calls ORDER BY seq")]
 
 
 def test_store_is_for_root_alone_and_can_shrink(paths):
-    with store.writing(paths) as connection:
+    with database.writing(paths) as connection:
         names = ("journal_mode", "auto_vacuum", "user_version")
         values = [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in names]
         connection.execute("INSERT INTO counters VALUES ('x', 1)")
         files = [paths.store + suffix for suffix in ("", "-wal", "-shm")]
         assert {stat.S_IMODE(os.stat(file).st_mode) for file in files} == {0o600}
-    assert values == ["wal", 2, len(store.MIGRATIONS)]
+    assert values == ["wal", 2, len(database.MIGRATIONS)]
 
 
 def test_older_store_is_migrated_and_keeps_what_it_has(paths, monkeypatch):
     add(paths, "a")
-    monkeypatch.setattr(store, "MIGRATIONS", LATER)
+    monkeypatch.setattr(database, "MIGRATIONS", LATER)
     add(paths, "b")
     assert ids(paths) == ["a", "b"]
-    with store.reading(paths) as connection:
-        assert connection and store.version_of(connection) == len(LATER)
+    with database.reading(paths) as connection:
+        assert connection and database.version_of(connection) == len(LATER)
         assert connection.execute("SELECT class FROM calls").fetchall() == [(None,), (None,)]
 
 
 def test_migration_that_fails_changes_nothing(paths, monkeypatch):
     add(paths, "a")
-    monkeypatch.setattr(store, "MIGRATIONS", (*store.MIGRATIONS, (*LATER[-1], "nonsense")))
+    monkeypatch.setattr(database, "MIGRATIONS", (*database.MIGRATIONS, (*LATER[-1], "nonsense")))
     with pytest.raises(StoreError, match="syntax error"):
         add(paths, "b")
     with sqlite3.connect(paths.store) as connection:
         columns = [row[1] for row in connection.execute("PRAGMA table_info(calls)")]
-        assert store.version_of(connection) == len(LATER) - 1 and "class" not in columns
+        assert database.version_of(connection) == len(LATER) - 1 and "class" not in columns
     connection.close()
 
 
 def test_store_of_a_newer_agentrun_is_left_alone(paths, monkeypatch):
-    monkeypatch.setattr(store, "MIGRATIONS", LATER)
+    monkeypatch.setattr(database, "MIGRATIONS", LATER)
     add(paths, "a")
     monkeypatch.undo()
-    for use in (store.writing, store.reading):
+    for use in (database.writing, database.reading):
         with pytest.raises(StoreError, match="made by a newer agentrun") as caught, use(paths):
             pass
         assert not caught.value.is_damage
@@ -88,13 +88,13 @@ def test_death_at_any_step_of_making_it_leaves_one_that_can_be_used(paths):
             file.unlink()
 
         def work(step=step):
-            die_at_line(step, store)
+            die_at_line(step, database)
             add(paths, "a")
 
         status = in_child(work)
         add(paths, "b")
         assert ids(paths)[-1] == "b"
-        with store.reading(paths) as connection:
+        with database.reading(paths) as connection:
             assert connection and connection.execute("PRAGMA auto_vacuum").fetchone() == (2,)
         if status == 0:
             assert step > 20
@@ -121,16 +121,16 @@ def test_damage_is_told_from_other_errors(paths, name):
 
 def test_damaged_store_is_moved_aside_once(paths):
     add(paths, "a")
-    seen = store.identity(paths)
-    assert store.set_aside(paths, seen, "why")
+    seen = database.identity(paths)
+    assert database.set_aside(paths, seen, "why")
     add(paths, "b")
-    assert not store.set_aside(paths, seen, "another process found it too")
+    assert not database.set_aside(paths, seen, "another process found it too")
     assert ids(paths) == ["b"] and os.path.exists(paths.store + ".damaged")
     assert "damaged store set aside" in Path(paths.log).read_text()
 
 
 def test_store_that_is_not_there_is_no_error_to_a_reader(paths):
-    with store.reading(paths) as connection:
+    with database.reading(paths) as connection:
         assert connection is None
     assert not os.path.exists(paths.state)
 

@@ -15,13 +15,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from kinds import MIB, row, samples
 
-from agentrun import journal, policyfile, suggest
-from agentrun.command import unwrap
-from agentrun.ctl import cli
-from agentrun.learning import LEAST_CALLS, usages
-from agentrun.paths import Paths
-from agentrun.policy import CallFacts, match_rule
-from agentrun.session import SessionFacts
+from agentrun.base import journal
+from agentrun.base.paths import Paths
+from agentrun.cli.main import cli
+from agentrun.decision.match import CallFacts, match_rule
+from agentrun.decision.unwrap import unwrap
+from agentrun.learning import suggest
+from agentrun.learning.usage import LEAST_CALLS, usages
+from agentrun.oci.engine import SessionFacts
+from agentrun.policy import compiler
 
 TREE = Path(__file__).parents[2]
 POLICIES = sorted((TREE / "configs/policy").glob("*.yaml"))
@@ -44,9 +46,7 @@ rules:
 
 
 def source_of(*texts: str) -> suggest.Source:
-    return suggest.read_source(
-        texts, policyfile.compile_texts([(f"{n}.yaml", t) for n, t in enumerate(texts)])
-    )
+    return suggest.read_source(texts, compiler.compile_texts([(f"{n}.yaml", t) for n, t in enumerate(texts)]))
 
 
 def suggested(rows: list[dict[str, Any]], *texts: str, least: int = 1) -> tuple[str, dict[str, Any]]:
@@ -54,7 +54,7 @@ def suggested(rows: list[dict[str, Any]], *texts: str, least: int = 1) -> tuple[
     source = source_of(*texts)
     text = suggest.render(suggest.propose(usages(samples(*rows), least), source), source, ["head"])
     named = [(f"{n}.yaml", t) for n, t in enumerate(texts)]
-    return text, policyfile.compile_texts([*named, ("90-learned.yaml", text)])
+    return text, compiler.compile_texts([*named, ("90-learned.yaml", text)])
 
 
 def matched(compiled: dict[str, Any], *words: str, image: str = "img", uid: int = 1000) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def matched(compiled: dict[str, Any], *words: str, image: str = "img", uid: int 
 
 
 def test_class_is_the_one_that_such_calls_have_with_other_memory():
-    before = policyfile.compile_texts([("0.yaml", TEXT)])["classes"]["test"]
+    before = compiler.compile_texts([("0.yaml", TEXT)])["classes"]["test"]
     text, compiled = suggested([row()] * 20, TEXT)
     made = compiled["classes"]["learned-pytest"]
     assert made["memory"] == {**before["memory"], "high": 128 * MIB, "adaptive": True}
@@ -123,7 +123,7 @@ def test_nothing_is_suggested_where_it_might_be_wrong(name):
     rows, why = NOTHING[name]
     text, compiled = suggested(rows, TEXT, least=LEAST_CALLS)
     assert "classes:" not in text and why in text
-    assert compiled["rules"] == policyfile.compile_texts([("0.yaml", TEXT)])["rules"]
+    assert compiled["rules"] == compiler.compile_texts([("0.yaml", TEXT)])["rules"]
 
 
 def test_share_of_the_container_stays_one():
@@ -162,7 +162,7 @@ def test_suggestion_in_force_is_made_again_under_its_name():
     first, _ = suggested([row()] * 20, TEXT)
     now = row(rule="learned pytest (img)", peak=200 * MIB, **{"class": "learned-pytest"})
     second, compiled = suggested([now] * 20, TEXT, first)
-    alone = policyfile.compile_texts([("0.yaml", TEXT), ("90-learned.yaml", second)])
+    alone = compiler.compile_texts([("0.yaml", TEXT), ("90-learned.yaml", second)])
     for each in (compiled, alone):
         assert matched(each, "pytest")["class"] == "learned-pytest"
         assert each["classes"]["learned-pytest"]["memory"]["high"] == 256 * MIB
@@ -187,7 +187,7 @@ def test_every_class_of_the_ready_policies_can_be_taken_over(path):
         row(family=f"tool-{name}", rule=None, peak=40 * MIB, **{"class": name}) for name in source.classes
     ] * 20
     _, compiled = suggested(rows, text)
-    before = policyfile.compile_texts([("0.yaml", text)])["classes"]
+    before = compiler.compile_texts([("0.yaml", text)])["classes"]
     for name in before:
         made = compiled["classes"].get(f"learned-tool-{name}")
         assert made is None or {k for k in made if k != "selectable"} == {*before[name], "memory"} - {
@@ -201,7 +201,7 @@ def test_without_a_policy_the_limits_of_the_configuration_are_kept():
     source = suggest.read_source([], builtin)
     found = usages(samples(*[row(rule=None, **{"class": "standard"})] * 20), 1)
     text = suggest.render(suggest.propose(found, source), source, [])
-    classes = policyfile.compile_texts([("90.yaml", text)])["classes"]
+    classes = compiler.compile_texts([("90.yaml", text)])["classes"]
     assert classes["standard"] == builtin["classes"]["standard"]
     assert classes["learned-pytest"]["memory"] == {
         "max": [62.5, "session"],
@@ -221,7 +221,7 @@ def test_whatever_was_recorded_the_suggestion_is_a_policy(kinds):
     rows = [row(image=image, family=family, peak=peak) for image, family, peak in kinds]
     text, compiled = suggested(rows, TEXT)
     assert all(c.isprintable() or c == "\n" for c in text)
-    assert set(policyfile.compile_texts([("0.yaml", TEXT)])["classes"]) <= set(compiled["classes"])
+    assert set(compiler.compile_texts([("0.yaml", TEXT)])["classes"]) <= set(compiled["classes"])
 
 
 @given(
@@ -238,7 +238,7 @@ def test_text_becomes_a_number_only_where_that_is_written_the_same(text):
 def host(tmp_path, monkeypatch) -> Paths:
     monkeypatch.setenv("AGENTRUN_ROOT", str(tmp_path))
     monkeypatch.setattr(
-        "agentrun.paths.getenv", lambda name: str(tmp_path) if name == "AGENTRUN_ROOT" else ""
+        "agentrun.base.paths.getenv", lambda name: str(tmp_path) if name == "AGENTRUN_ROOT" else ""
     )
     return host_with(tmp_path, TEXT)
 

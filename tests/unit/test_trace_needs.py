@@ -12,7 +12,7 @@ import pytest
 from node import TREE
 from node import node as node
 
-from agentrun.errors import TraceError
+from agentrun.base.errors import TraceError
 from agentrun.trace import needs, target
 
 
@@ -80,7 +80,7 @@ def test_bcc_that_is_missing_or_another_is_named(tmp_path, monkeypatch, content,
 
 def test_lack_is_one_line_and_exit_status_1():
     # Without tracefs, headers or root: one of them lacks wherever unit tests run.
-    code = "import os; os.geteuid = lambda: 1000; from agentrun.ctl import main; main()"
+    code = "import os; os.geteuid = lambda: 1000; from agentrun.cli.main import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", code, "trace", "x"], cwd=TREE, capture_output=True, text=True
     )

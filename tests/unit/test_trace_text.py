@@ -13,8 +13,8 @@ import pytest
 from node import TREE
 from node import node as node
 
-from agentrun.cgroup import Cgroup
-from agentrun.errors import TraceError
+from agentrun.base.errors import TraceError
+from agentrun.cgroups.cgroup import Cgroup
 from agentrun.trace import source, target
 from agentrun.trace.source import Counts
 

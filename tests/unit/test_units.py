@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentrun.units import parse_count, parse_duration, parse_size, show_size
+from agentrun.base.units import parse_count, parse_duration, parse_size, show_size
 
 DURATIONS = {
     "500ms": 0.5,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agentrun.verdict import describe_status, flags, judge
+from agentrun.calls.verdict import describe_status, flags, judge
 
 OOM = {"memory_events": {"oom_kill": 1}}
 NOT_OWN = {"memory_events_local": {"oom": 0}}

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from crash import die_at_line, in_child
 
-from agentrun import admission, calls
-from agentrun.daemonmain import take_lock
-from agentrun.errors import RefusedError
-from agentrun.paths import Paths
+from agentrun.base.errors import RefusedError
+from agentrun.base.paths import Paths
+from agentrun.calls import slots
+from agentrun.daemon.main import take_lock
+from agentrun.runtime import admission
 
 STATE = {"id": "0" * 19, "rank": [100, 100], "calls": "/sys/fs/cgroup/none/agentrun-calls", "care": {}}
 REFUSE = {"wait": 0.01, "then": "refuse"}
@@ -55,15 +56,15 @@ def test_death_at_any_line_leaves_nothing(paths):
     for number in range(1000):
 
         def work(number: int = number) -> None:
-            die_at_line(number, admission, calls)
+            die_at_line(number, admission, slots)
             admit(paths)
 
         status = in_child(work)
-        session = calls.open_calls(paths, f"{paths.root}/runc", "c1")
+        session = slots.open_calls(paths, f"{paths.root}/runc", "c1")
         assert session
         assert session.waiting() == [] and session.slots() == []
         session.close()
-        assert not [n for n in os.listdir(session.where) if n.startswith(calls.WAITING)]
+        assert not [n for n in os.listdir(session.where) if n.startswith(slots.WAITING)]
         if status != 9:
             break
     assert (status, number > 80) == (0, True)
@@ -72,12 +73,12 @@ def test_death_at_any_line_leaves_nothing(paths):
 
 def test_names_of_waiting_calls_are_in_order():
     ranks = [([300, 50], "b"), ([100, 200], "a"), ([100, 100], "a"), ([100, 100], "b"), ([1, 50], "a")]
-    names = [calls.waiting_name(rank, call_id) for rank, call_id in ranks]
+    names = [slots.waiting_name(rank, call_id) for rank, call_id in ranks]
     assert names == sorted(names)
 
 
 def test_damaged_file_of_a_waiting_call_hinders_nobody(paths):
-    session = calls.open_calls(paths, f"{paths.root}/runc", "c1")
+    session = slots.open_calls(paths, f"{paths.root}/runc", "c1")
     assert session
     (Path(session.where) / "wait-damaged").write_text("{")
     admit(paths)

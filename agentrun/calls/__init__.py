@@ -1,0 +1,1 @@
+"""One call's life on disk: its slot, its state, its record. Light."""

@@ -1,0 +1,1 @@
+"""`agentrunctl`: what people type. It may import anything; nothing imports it."""

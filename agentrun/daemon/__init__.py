@@ -1,0 +1,1 @@
+"""agentrund: finding and watching calls, and its parts."""

@@ -1,0 +1,81 @@
+"""How the first process of a call ended, for agentrund, which is not its parent: two sources, the best first.
+
+1. A pidfd that was opened before the process was reaped: certain, from Linux 6.15 on.
+2. The proc connector (`procevents`): also of a process that ended before it was known, and on older kernels.
+   By the pid that the engine's pid file names; where that is gone, or there is none, as what the runtime of
+   the call started.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+from agentrun.calls import verdict
+from agentrun.daemon.part import Call
+from agentrun.kernel import inotify, processes
+from agentrun.kernel.procevents import ProcEvents
+
+# An exit status is there once the parent (shim, conmon) has reaped the process: nearly always at once. Else
+# we look ever less often, up to ten times less, for a second.
+RETRY_S = 0.002
+_TRIES = 73  # a second
+_REAP_TRIES = 500  # ten seconds: so long a shim that is short of CPU may take to reap
+_EVENT_TRIES = 30  # 0.2 s: before Linux 6.19 a cgroup is empty a moment before the exit is told
+_TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+
+
+def retry_s(tries: int) -> float:
+    """Seconds until the status is looked for again."""
+    return RETRY_S * min(10, 1 + tries // 5)
+
+
+def find(call: Call, events: ProcEvents) -> int | None:
+    """The wait status of the call's first process; None where it is not known, or not yet."""
+    if call.main_pidfd is not None:
+        status = inotify.exit_status(call.main_pidfd)
+        if status is not None:
+            return status
+    return _told(call, events)
+
+
+def may_come(call: Call, events: ProcEvents) -> bool:
+    """Whether to wait on for the status of a call whose cgroup is empty."""
+    if call.main_pidfd is None:
+        return events.is_listening and call.tries < _EVENT_TRIES
+    return call.tries < _TRIES or (not processes.is_reaped(call.main_pidfd) and call.tries < _REAP_TRIES)
+
+
+def ends_with_its_runtime(call: Call) -> bool:
+    """Whether it is an exec by hand in the foreground: its runtime waits, and ends with its exit code."""
+    return call.state.get("pid_file") is None and call.state.get("detached") is False
+
+
+def _told(call: Call, events: ProcEvents) -> int | None:
+    owner = call.state.get("owner")
+    if not events.is_listening or not isinstance(owner, list) or len(owner) != 2 or not owner[1]:
+        return None
+    pid, since_ns = owner[0], _monotonic_ns(owner[1])
+    if call.main_pid is not None:
+        found = events.exit_of(call.main_pid, since_ns)
+        return None if found is None else found.status
+    runtime = events.exit_of(pid, since_ns)
+    if runtime is None:
+        return None  # it may still be about to start something
+    started = events.exit_of_started(pid, since_ns)
+    if not ends_with_its_runtime(call):
+        return started.status if started is not None and runtime.status == 0 else None
+    # The process's own status tells a signal from an exit code above 128; the runtime's is what is reported.
+    is_same = started is not None and _code(started.status) == _code(runtime.status)
+    return started.status if is_same and started is not None else runtime.status
+
+
+def _code(status: int) -> Any:
+    return verdict.describe_status(status)["exit_code"]
+
+
+def _monotonic_ns(ticks: int) -> int:
+    """What CLOCK_MONOTONIC was when a process started `ticks` after boot (proc_pid_stat.5), or less."""
+    asleep_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.monotonic_ns()
+    return ticks * _TICK_NS - asleep_ns

@@ -1,0 +1,1 @@
+"""From a command to a plan. Pure, but for `inforce`, which reads what is in force. Light."""

@@ -1,0 +1,1 @@
+"""What holds on a host, and what to do about it."""

@@ -1,0 +1,1 @@
+"""What Python lacks of the kernel: inotify, pidfds, the proc connector, locked memory, killing."""

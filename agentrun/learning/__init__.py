@@ -1,0 +1,1 @@
+"""What calls of a kind use, and what to suggest from it."""

@@ -1,0 +1,1 @@
+"""What engines and backends say, and the handoff to a backend. Light."""

@@ -1,0 +1,1 @@
+"""The operator's language: config.toml, policy files, their reference and their tests."""

@@ -1,0 +1,1 @@
+"""The verbs that agentrun takes part in. Light: `verbs` is where the hot path begins."""

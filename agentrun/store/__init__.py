@@ -1,0 +1,1 @@
+"""Finished calls: the database, taking records in, keeping, asking."""

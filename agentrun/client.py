@@ -21,10 +21,10 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from agentrun.base import fastjson
+from agentrun.base import agentrund, fastjson
 from agentrun.base.errors import AgentrunError, CallNotFoundError, StoreError
 from agentrun.base.paths import Paths, host_paths
-from agentrun.calls import slots
+from agentrun.calls.session import open_all
 from agentrun.cgroups.cgroup import Cgroup
 from agentrun.kernel import killing as mrelease
 from agentrun.kernel import processes
@@ -125,7 +125,7 @@ class Client:
     def kill(self, call_id: str | None = None, container: str | None = None) -> list[str]:
         """Kill a running or waiting call, those of a container, or (neither given) all; returns their ids."""
         killed, dying = [], []
-        for session in slots.open_all(self.paths):
+        for session in open_all(self.paths):
             killed += [
                 str(state["id"])
                 for state in session.waiting()
@@ -145,15 +145,15 @@ class Client:
     def _harvest(self) -> None:
         if os.geteuid() != 0:
             raise AgentrunError("needs root, like the engines whose containers it looks at")
-        if not slots.is_daemon_alive(self.paths):  # it knows better when and how a call ended
-            for session in slots.open_all(self.paths):
+        if not agentrund.is_daemon_alive(self.paths):  # it knows better when and how a call ended
+            for session in open_all(self.paths):
                 session.harvest(limit=1 << 16, wait=True)
                 session.forget_if_gone()
 
     def _live(self) -> list[dict[str, Any]]:
         """States of calls that have not ended, with what the kernel says of them now."""
         live = []
-        for session in slots.open_all(self.paths):
+        for session in open_all(self.paths):
             # First those that wait: one that starts meanwhile is then met twice, and not missed.
             nothing = dict.fromkeys(("slot", "cgroup", "memory_peak", "verdict", "end"))
             live += [{**waiting, **nothing} for waiting in session.waiting()]

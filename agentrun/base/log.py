@@ -6,15 +6,13 @@ something is wrong, because info lines on every exec once filled hosts' tmpfs (n
 
 from __future__ import annotations
 
-import posix
 import time
 
-from agentrun.base import fastjson, files, journal
+from agentrun.base import fastjson, journal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from agentrun.base.paths import Paths
-    from agentrun.oci.argv import Invocation
 
 _SIZE_LIMIT = 4 << 20
 _VALUE_LIMIT = 1024
@@ -34,29 +32,3 @@ def warn(paths: Paths, message: str, **fields: object) -> None:
         journal.append(paths.log, fastjson.dumps(record), _SIZE_LIMIT)
     except OSError:
         return  # the disk is full or read-only: there is no better place left to say so
-
-
-def oci_error(invocation: Invocation | None, message: str) -> None:
-    """Report a fatal error of ours as runc does: to `--log` in the requested format, and to stderr."""
-    text = f"agentrun: {message}"
-    log_path = invocation.last_global("log") if invocation else None
-    is_json = invocation is not None and invocation.last_global("log-format") == "json"
-    record = {"level": "error", "msg": text, "time": timestamp()}
-    if is_json:
-        line = fastjson.dumps(record)
-    else:
-        line = " ".join(f"{key}={fastjson.quote(value)}" for key, value in record.items())
-    if log_path:
-        try:
-            files.append_line(log_path, line)
-        except OSError:
-            is_json = False  # stderr below is all that is left
-    _to_stderr(text if log_path or not is_json else line)
-
-
-def _to_stderr(text: str) -> None:
-    try:
-        posix.fstat(2)
-        posix.write(2, text.encode("utf-8", "backslashreplace") + b"\n")
-    except OSError:
-        return  # the engine closed stderr; the log above has the record

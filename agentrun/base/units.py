@@ -74,3 +74,25 @@ def show_size(size: float) -> str:
 def show_number(number: float) -> str:
     """A number without needless digits."""
     return str(int(number)) if number == int(number) else f"{number:.2f}"
+
+
+RATE_LEAST = 64_000  # below, one full packet takes longer than a TCP sender waits before it sends it again
+RATE_MOST = 32_000_000_000  # pyroute2 writes 32 bits of bytes per second (TCA_TBF_PARMS)
+_RATE_UNITS = {"gbit": 1_000_000_000, "mbit": 1_000_000, "kbit": 1_000}
+_RATE_NAMES = {"gbit": "Gbit", "mbit": "Mbit", "kbit": "kbit"}
+
+
+def parse_rate(text: str) -> int | None:
+    """Bits per second of `10Mbit` or `10Mbit/s`; None for anything else (MB is bytes, mbps is tc's bytes)."""
+    lowered = text.lower().removesuffix("/s")
+    factor = _RATE_UNITS.get(lowered[-4:])
+    number = parse_number(lowered[:-4])
+    return round(number * factor) or None if factor and number else None
+
+
+def show_rate(rate: int) -> str:
+    """A rate for people, in the largest unit that leaves at least 1."""
+    for unit, factor in _RATE_UNITS.items():
+        if rate >= factor:
+            return show_number(rate / factor) + _RATE_NAMES[unit]
+    return f"{rate}bit"

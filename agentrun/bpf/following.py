@@ -12,7 +12,7 @@ from agentrun.base import log
 from agentrun.base.errors import BpfError
 from agentrun.base.paths import Paths
 from agentrun.bpf import modules
-from agentrun.decision import config
+from agentrun.decision import inforce
 from agentrun.decision.config import Config
 
 
@@ -54,7 +54,7 @@ class Following(Generic[_Opened]):
         if self._clock() - self._looked_at < self._every_s:
             return None
         self._looked_at = self._clock()
-        configuration = config.load(self._paths)
+        configuration = inforce.load(self._paths)
         version = modules.identity(self._module) if configuration.uses_bpf else None
         if version != self._version:
             self.close()

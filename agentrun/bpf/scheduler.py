@@ -18,7 +18,7 @@ from agentrun.base import files, log
 from agentrun.base.errors import BpfError, StateError
 from agentrun.base.paths import Paths
 from agentrun.bpf import elf, modules, pins
-from agentrun.decision import config
+from agentrun.decision import inforce
 
 SYSFS = "/sys/kernel/sched_ext"
 NAME = "agentrun"  # sched_ext_ops.name; the kernel appends the version to it in root/ops
@@ -143,7 +143,7 @@ def load(paths: Paths, knobs: Mapping[str, int] | None = None) -> bool:
 
 def _configured(paths: Paths) -> dict[str, int]:
     """The knobs that config.toml asks for. Without the module that marks whom it parks, it only schedules."""
-    if not config.load(paths).parking:
+    if not inforce.load(paths).parking:
         return {}
     try:
         modules.load(paths, modules.MODULES["mempressure"])

@@ -9,14 +9,16 @@ import posix
 import time
 
 from agentrun.base import fastjson, files, journal
+from agentrun.base.digest import digest
 from agentrun.base.errors import StateError
 from agentrun.calls import verdict
-from agentrun.cgroups.cgroup import Cgroup, parse_pressure
+from agentrun.cgroups.around import container_of, oom_counts
+from agentrun.cgroups.cgroup import Cgroup
+from agentrun.cgroups.measure import measure_all, measure_memory
 from agentrun.decision import intent
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from typing import Any
 
     from agentrun.base.paths import Paths
@@ -41,24 +43,6 @@ _SPILL_LIMIT = 8 << 20  # of memory: /run is a tmpfs
 def new_id() -> str:
     """A new call's id: 11 hex digits of milliseconds since the epoch and 8 random ones; sorts by time."""
     return f"{time.time_ns() // 1_000_000:011x}{posix.urandom(4).hex()}"
-
-
-def _sha256() -> Any:
-    for module in ("_sha2", "_sha256", "hashlib"):  # Python 3.12, 3.11, any other
-        try:
-            return __import__(module).sha256
-        except ImportError:
-            continue
-    raise ImportError("no SHA-256 in this interpreter")
-
-
-def digest(text: str) -> str:
-    """16 hex digits of SHA-256, from the interpreter's built-in module (hashlib costs 2 ms to import)."""
-    try:
-        data = text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can hold
-        data = text.encode("utf-8", "surrogatepass")
-    return str(_sha256()(data).hexdigest()[:16])
 
 
 def describe_command(
@@ -114,8 +98,8 @@ def make(slot: str | None, state: dict[str, Any], call: Cgroup) -> dict[str, Any
         **{key: state.get(key) for key in NOTES if key != "end"},
         "retry_of": None,  # found when it is taken into the store
         "oom_before": state.get("oom_before"),
-        "oom_after": oom_counts(_container(call)),
-        **_measure(call),
+        "oom_after": oom_counts(container_of(call)),
+        **measure_all(call),
     }
     record["verdict"], record["level"] = verdict.judge(record)
     record["flags"] = verdict.flags(record)
@@ -127,79 +111,11 @@ def glance(state: dict[str, Any], call: Cgroup) -> dict[str, Any]:
 
     A few milliseconds decide whether a text for the agent still arrives.
     """
-    found = {**state, "end": time.time(), **_measure_memory(call)}
+    found = {**state, "end": time.time(), **measure_memory(call)}
     if not (found["memory_events_local"] or {}).get("oom"):
-        found["oom_after"] = oom_counts(_container(call))
+        found["oom_after"] = oom_counts(container_of(call))
     found["verdict"], found["level"] = verdict.judge(found)
     return found
-
-
-def _container(call: Cgroup) -> Cgroup:
-    return Cgroup(call.path.rpartition("/")[0].rpartition("/")[0])
-
-
-def oom_counts(container: Cgroup) -> list[int]:
-    """How often something had to die for the container's own limit, and for limits above it."""
-    # agentrund may bound the calls as a whole below the container's limit, for the agent's sake.
-    bounded = container.child("agentrun-calls").pairs("memory.events.local") or {}
-    counts = [bounded.get("oom", 0), 0]
-    for cgroup, is_session in _around(container):
-        events = cgroup.pairs("memory.events.local")
-        if events is None:
-            break
-        counts[0 if is_session else 1] += events.get("oom", 0)
-    return counts
-
-
-def levels(call: Cgroup) -> Iterator[tuple[Cgroup, str]]:
-    """A call's cgroup and those above it, each with the level of a kill for its limit (docs/records.md)."""
-    yield call, "call"
-    yield Cgroup(call.path.rpartition("/")[0]), "session"
-    for cgroup, is_session in _around(_container(call)):
-        yield cgroup, "session" if is_session else "above"
-
-
-def _around(container: Cgroup) -> Iterator[tuple[Cgroup, bool]]:
-    """A container's cgroup and those above it, each with whether its limits are the container's own.
-
-    crun on systemd makes the container's cgroup below its scope and sets the limits on both.
-    """
-    at, is_session = container, True
-    while at.path:
-        yield at, is_session
-        head, _, name = at.path.rpartition("/")
-        is_session = is_session and name == "container" and head.endswith(".scope")
-        at = Cgroup(head)
-
-
-def _measure_memory(call: Cgroup) -> dict[str, Any]:
-    return {
-        "memory_peak": call.number("memory.peak"),
-        "memory_events": call.pairs("memory.events"),
-        "memory_events_local": call.pairs("memory.events.local"),
-    }
-
-
-def _measure(call: Cgroup) -> dict[str, Any]:
-    cpu = call.pairs("cpu.stat") or {}
-    return {
-        **_measure_memory(call),
-        "cpu_usage_us": cpu.get("usage_usec"),
-        "cpu_user_us": cpu.get("user_usec"),
-        "cpu_system_us": cpu.get("system_usec"),
-        "cpu_throttled_us": cpu.get("throttled_usec"),
-        "pids_peak": call.number("pids.peak"),
-        "pressure": {kind: stalled_us(call, kind) for kind in ("memory", "cpu", "io")},
-    }
-
-
-def stalled_us(call: Cgroup, kind: str) -> dict[str, int] | None:
-    """Microseconds in which some, and all, of a call's processes waited for `memory`, `cpu` or `io` (PSI).
-
-    None where the kernel does not tell.
-    """
-    pressure = parse_pressure(call.read(f"{kind}.pressure") or "")
-    return {who: total for who, (_, total) in pressure.items()} or None
 
 
 def append(paths: Paths, record: dict[str, Any]) -> None:

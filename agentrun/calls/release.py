@@ -10,9 +10,9 @@ import posix
 
 from agentrun.base import files, log
 from agentrun.base.errors import CgroupError
-from agentrun.calls import slots
+from agentrun.base.limits import WEIGHT_DEFAULT
+from agentrun.calls.session import open_all
 from agentrun.cgroups.cgroup import Cgroup
-from agentrun.decision.plan import WEIGHT_DEFAULT
 
 _PAGE = posix.sysconf("SC_PAGE_SIZE")
 
@@ -84,7 +84,7 @@ def release_all(paths: Paths) -> list[str]:
     """
     released = []
     parents = set()
-    for session in slots.open_all(paths):
+    for session in open_all(paths):
         bounded = session.bound()
         if bounded is not None:
             parents.add(bounded)

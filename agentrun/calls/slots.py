@@ -15,10 +15,11 @@ import time
 
 from agentrun.base import fastjson, files, log
 from agentrun.base.errors import CgroupError, StateError
+from agentrun.base.procfs import start_ticks
 from agentrun.calls import record
+from agentrun.calls.names import PREFIX, WAITING, is_slot, unescape_root
 from agentrun.cgroups import cgroup as cg
 from agentrun.cgroups import layout
-from agentrun.oci.container import start_ticks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,42 +28,15 @@ if TYPE_CHECKING:
 
     from agentrun.base.paths import Paths
 
-PREFIX = "call-"
-WAITING = "wait-"  # a call that waits before it takes a slot; see `waiting_name`
-SESSIONS = "sessions"
 _LOCK = "lock"
 _BOUND = "bound"  # the cgroup of all calls, where agentrund bounds it
 _START_SHARE = "start-share"  # the cgroup that runtimes start calls in; the shell front reads it
-_SHORTENED = "%-"  # in the name of a root directory whose own is too long for one
 _STATE_LIMIT = 1 << 20
 _HARVEST_LIMIT = 16  # slots that one exec looks at, so that its own cost stays bounded
 _SLOTS_LIMIT = 1 << 16
 _KILL_WAIT_S = 2.0
 _LOCK_WAIT_S = 2.0
 BACKLOG_LIMIT = 64  # calls of one container that wait for agentrund before an exec helps out
-
-
-def escape_root(root: str) -> str:
-    """A backend's root directory as one file name, readable and unambiguous."""
-    name = root.strip("/").replace("%", "%25").replace("@", "%40").replace("/", "@")
-    return name if len(name) <= 200 else name[:80] + _SHORTENED + record.digest(name)
-
-
-def unescape_root(name: str) -> str | None:
-    """The root directory that `escape_root` made a name of; None where it had to shorten it."""
-    if _SHORTENED in name:
-        return None
-    return "/" + name.replace("@", "/").replace("%40", "@").replace("%25", "%")
-
-
-def is_slot(name: str) -> bool:
-    """Whether a file in a session's directory is the state of a call."""
-    return name.startswith(PREFIX) and name[len(PREFIX) :].isdigit()
-
-
-def waiting_name(rank: list[int], call_id: str) -> str:
-    """The file of a call that waits: by name, who yields last comes first (higher rank, then older)."""
-    return f"{WAITING}{10000 - rank[0]:05}{10000 - rank[1]:05}-{call_id}"
 
 
 class Calls:
@@ -367,73 +341,3 @@ def _kill(calls: cg.Cgroup) -> None:
     deadline = time.monotonic() + _KILL_WAIT_S
     while calls.is_populated() and time.monotonic() < deadline:
         time.sleep(0.001)
-
-
-def open_calls(paths: Paths, root: str, container_id: str, *, make: bool = True) -> Calls | None:
-    """Open the calls of a container; None where it has none and `make` is off. Raises StateError."""
-    return _open(paths, escape_root(root), container_id, make=make)
-
-
-def _open(paths: Paths, escaped_root: str, container_id: str, *, make: bool) -> Calls | None:
-    """Every directory on the way belongs to us alone and none is a symlink."""
-    steps = [paths.run, f"{paths.run}/{SESSIONS}"]
-    steps.append(f"{steps[-1]}/{escaped_root}")
-    steps.append(f"{steps[-1]}/{container_id}")
-    if not make and not files.exists(steps[-1]):
-        return None
-    fd = -1
-    for step in steps:
-        if fd >= 0:
-            posix.close(fd)
-        fd = files.open_private_directory(step, StateError)
-    return Calls(paths, steps[-1], fd)
-
-
-def open_where(paths: Paths, where: str) -> Calls | None:
-    """Open the calls in a session's directory; None where it is gone. Raises StateError."""
-    head, _, container_id = where.rpartition("/")
-    return _open(paths, head.rpartition("/")[2], container_id, make=False)
-
-
-def is_daemon_alive(paths: Paths) -> bool:
-    """Whether agentrund runs: it holds a lock for as long as it lives."""
-    try:
-        fd = posix.open(paths.daemon_lock, posix.O_RDONLY | posix.O_CLOEXEC | posix.O_NOFOLLOW)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        posix.close(fd)
-    return False
-
-
-def open_all(paths: Paths) -> Iterator[Calls]:
-    """The calls of every container, one after the other, each closed when the next is asked for."""
-    for root in _list(f"{paths.run}/{SESSIONS}"):
-        for container_id in _list(f"{paths.run}/{SESSIONS}/{root}"):
-            session = _open(paths, root, container_id, make=False)
-            if session is not None:
-                try:
-                    yield session
-                finally:
-                    session.close()
-
-
-def count_waiting_before(paths: Paths, name: str) -> int:
-    """How many calls wait on this host that come before the one whose file has this name."""
-    count = 0
-    for root in _list(f"{paths.run}/{SESSIONS}"):
-        for container_id in _list(f"{paths.run}/{SESSIONS}/{root}"):
-            names = _list(f"{paths.run}/{SESSIONS}/{root}/{container_id}")
-            count += sum(1 for other in names if other.startswith(WAITING) and other < name)
-    return count
-
-
-def _list(directory: str) -> list[str]:
-    try:
-        return sorted(posix.listdir(directory))
-    except FileNotFoundError:
-        return []

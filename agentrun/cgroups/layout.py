@@ -11,8 +11,8 @@ The engine's cgroup path is never changed: `docker stats`, `docker update` and `
 from __future__ import annotations
 
 from agentrun.base.errors import CgroupError
+from agentrun.base.limits import amount
 from agentrun.cgroups.cgroup import Cgroup
-from agentrun.decision.plan import amount
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import posix
 
+from agentrun.base.limits import Limits
 from agentrun.cgroups.cgroup import Cgroup
-from agentrun.decision.plan import Limits
 
 
 def parse_cpu_max(cpu_max: str | None) -> float | None:

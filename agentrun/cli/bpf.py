@@ -14,7 +14,7 @@ from rich.table import Table
 from agentrun.base.errors import AgentrunError, BpfError
 from agentrun.base.paths import Paths, host_paths
 from agentrun.bpf import modules, ringbuf, scheduler
-from agentrun.decision import config
+from agentrun.decision import inforce
 from agentrun.terminal import plain
 
 
@@ -99,7 +99,7 @@ def _unload(paths: Paths, module: modules.Module) -> bool:
 def load(names: tuple[str, ...], at_boot: bool) -> None:
     """Bring the installed version of all modules, or of those named, in force. Idempotent."""
     paths = host_paths()
-    configuration = config.load(paths)
+    configuration = inforce.load(paths)
     choice = configuration.enforcement
     if at_boot and not configuration.uses_bpf:
         click.echo(f"enforcement = {choice!r}: nothing is loaded")

@@ -14,15 +14,14 @@ from rich.table import Table
 
 from agentrun.base.errors import AgentrunError
 from agentrun.base.paths import Paths, host_paths
-from agentrun.base.units import show_size
+from agentrun.base.units import show_rate, show_size
 from agentrun.bpf.netcounts import NetCounts
-from agentrun.calls import slots
-from agentrun.decision import config
+from agentrun.calls.session import open_where
+from agentrun.decision import inforce
 from agentrun.net import keeper, status
 from agentrun.net.look import Interface, Network, interfaces_of, look
 from agentrun.net.model import Counts, Host
 from agentrun.net.netlink import opened
-from agentrun.net.rate import show_rate
 from agentrun.net.sessions import Session
 from agentrun.terminal import plain
 
@@ -44,7 +43,7 @@ def net(container: str | None, as_json: bool, change: bool, keep: bool) -> None:
         raise click.UsageError("--apply is for all containers")
     lock = keeper.take_lock(paths) if change else None
     with opened() as netlink:
-        host, networks = look(paths, config.load(paths), netlink, change=lock is not None, names=True)
+        host, networks = look(paths, inforce.load(paths), netlink, change=lock is not None, names=True)
     if lock is not None:
         status.write(paths, status.describe(networks), "")
         os.close(lock)
@@ -108,7 +107,7 @@ def describe(paths: Paths, host: Host, network: Network, session: Session) -> di
 
 def _calls(paths: Paths, session: Session) -> list[dict[str, Any]]:
     """The counters of the session's live calls, where the `net` programs are loaded."""
-    live = slots.open_where(paths, session.where)
+    live = open_where(paths, session.where)
     if live is None:
         return []
     counters, found = NetCounts(), []

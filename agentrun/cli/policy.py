@@ -15,14 +15,15 @@ from rich.console import Console
 from rich.table import Table
 
 from agentrun.base.errors import AgentrunError, ConfigError
+from agentrun.base.limits import Limits
 from agentrun.base.paths import Paths, host_paths
 from agentrun.base.units import parse_duration, parse_number, parse_size, show_number
 from agentrun.cgroups import surroundings
 from agentrun.cgroups.cgroup import Cgroup
-from agentrun.decision import config
+from agentrun.decision import inforce
 from agentrun.decision.decide import Decision, decide
 from agentrun.decision.match import ANNOTATION
-from agentrun.decision.plan import Limits
+from agentrun.decision.truth import machine_truth
 from agentrun.learning import samples as learned
 from agentrun.learning import suggest, usage
 from agentrun.net.rate import Rates, of_tier
@@ -49,7 +50,7 @@ def load_files(files: tuple[Path, ...]) -> dict[str, Any]:
     if files:
         return compiler.compile_files(files)
     host = host_paths()
-    names = config.policy_names(host)
+    names = inforce.policy_names(host)
     if names:
         return compiler.compile_files([Path(host.policy, name) for name in names])
     return hostconfig.compile_file(host).policy
@@ -79,7 +80,7 @@ def check(files: tuple[Path, ...]) -> None:
 @policy.command("compile")
 def compile_host() -> None:
     """Compile the host's configuration and policy now; the last good one stays in force on a mistake."""
-    compiled = config.load(host_paths())
+    compiled = inforce.load(host_paths())
     if compiled.problems:
         _fail("\n".join(compiled.problems) + f"\nin force: policy {compiled.policy['hash']}")
     click.echo(f"in force: policy {compiled.policy['hash']}, mode {compiled.mode}")
@@ -125,7 +126,7 @@ class _Amount(click.ParamType):  # type: ignore[type-arg] # a plain class before
 def explain(files: tuple[Path, ...], command: tuple[str, ...], as_json: bool, **given: Any) -> None:
     """Print the plan that COMMAND would get, with the reason for each number."""
     try:
-        compiled = load_files(files) if files else config.load(host_paths()).policy
+        compiled = load_files(files) if files else inforce.load(host_paths()).policy
         facts, limits = _session(given)
     except (compiler.PolicyError, AgentrunError) as error:
         _fail(str(error))
@@ -223,7 +224,7 @@ def _explanation(decision: Decision, compiled: dict[str, Any], limits: Limits) -
     if plan is None:
         return [*rows, ("mode", [f"off: left alone ({decision.why})"])]
     rates = _rates(decision, compiled)
-    truth = processdoc.machine_truth(plan, limits.cpus, limits.memory)
+    truth = machine_truth(plan, limits.cpus, limits.memory)
     told = " ".join(f"{name}={value}" for name, value in truth.items())
     return [
         *rows,
@@ -266,7 +267,7 @@ def _since(_: click.Context, __: click.Parameter, value: str) -> float:
 def suggest_policy(files: tuple[Path, ...], since: float, min_calls: int, as_json: bool) -> None:
     """Print classes and rules that fit what calls used, with the evidence, as a policy file to look at."""
     host = host_paths()
-    chosen = files or tuple(Path(host.policy, name) for name in config.policy_names(host))
+    chosen = files or tuple(Path(host.policy, name) for name in inforce.policy_names(host))
     try:
         compiled = load_files(chosen)
         source = suggest.read_source([path.read_text(encoding="utf-8") for path in chosen], compiled)

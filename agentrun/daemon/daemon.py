@@ -26,6 +26,8 @@ from agentrun.base.errors import AgentrunError, StateError
 from agentrun.base.paths import Paths
 from agentrun.bpf.netcounts import NetCounts
 from agentrun.calls import slots, verdict
+from agentrun.calls.names import SESSIONS, is_slot
+from agentrun.calls.session import open_all, open_where
 from agentrun.cgroups.cgroup import Cgroup
 from agentrun.daemon import containerend, exitstatus
 from agentrun.daemon.ingester import Ingester
@@ -55,7 +57,7 @@ class Daemon(Loop):
         self.paths = paths
         self.parts: list[Part] = []
         self.on_change: list[Callable[[], None]] = []
-        self.sessions = f"{paths.run}/{slots.SESSIONS}"
+        self.sessions = f"{paths.run}/{SESSIONS}"
         self.live: dict[tuple[str, str], Call] = {}
         self._inotify = inotify.Inotify(lambda fd: self.watch(fd, select.EPOLLIN, self._read_inotify))
         self._is_blind = False
@@ -121,7 +123,7 @@ class Daemon(Loop):
         depth = directory[len(self.sessions) :].count("/")
         if depth < 2:
             self._watch_directory(f"{directory}/{name}")
-        elif slots.is_slot(name):
+        elif is_slot(name):
             self._take(directory, name)
 
     def _read_inotify(self, _: int) -> None:
@@ -171,7 +173,7 @@ class Daemon(Loop):
 
     def open(self, where: str) -> slots.Calls | None:
         try:
-            return slots.open_where(self.paths, where)
+            return open_where(self.paths, where)
         except StateError as error:
             log.warn(self.paths, "calls of a container cannot be read", path=where, error=str(error))
             return None
@@ -373,7 +375,7 @@ class Daemon(Loop):
         for call in list(self.live.values()):
             self._check_end(call)
         self._watch_directory(self.sessions)
-        for session in slots.open_all(self.paths):
+        for session in open_all(self.paths):
             session.waiting()  # forgets those whose runtime was killed
             session.forget_if_gone()
         self.later(_SWEEP_S, self._sweep)

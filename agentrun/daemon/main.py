@@ -9,7 +9,7 @@ import sys
 from agentrun.base import files, log
 from agentrun.base.errors import AgentrunError, StateError
 from agentrun.base.paths import Paths, host_paths
-from agentrun.calls import slots
+from agentrun.calls import names
 from agentrun.daemon.controller.controller import Controller
 from agentrun.daemon.daemon import Daemon
 from agentrun.daemon.parts.background import Background
@@ -34,7 +34,7 @@ _WATCHDOG_FACTOR = 0.5
 def take_lock(paths: Paths) -> int:
     """Be the only agentrund, visibly to execs. Raises StateError."""
     os.close(files.open_private_directory(paths.run, StateError))
-    os.close(files.open_private_directory(f"{paths.run}/{slots.SESSIONS}", StateError))
+    os.close(files.open_private_directory(f"{paths.run}/{names.SESSIONS}", StateError))
     try:
         return files.open_locked(paths.daemon_lock)
     except OSError as error:

@@ -5,6 +5,7 @@ The exec path, `agentrunctl policy explain` and `policy test` call the same func
 
 from __future__ import annotations
 
+from agentrun.base import limits
 from agentrun.decision import intent, match, plan, unwrap
 
 TYPE_CHECKING = False
@@ -42,8 +43,8 @@ def decide(
     node_mode: str,
     facts: SessionFacts,
     process: Process,
-    session: plan.Limits,
-    host: plan.Limits,
+    session: limits.Limits,
+    host: limits.Limits,
     tier: str | None = None,
 ) -> Decision:
     """Decide about one call of a container, as if it had `tier` where that is given."""
@@ -72,8 +73,8 @@ def _plan(
     compiled: Mapping[str, Any],
     environment: Iterable[object],
     rule: Mapping[str, Any] | None,
-    session: plan.Limits,
-    host: plan.Limits,
+    session: limits.Limits,
+    host: limits.Limits,
 ) -> None:
     choice = decision.session
     asked = intent.gather(choice.annotations.get("intent"), environment, decision.command.assignments)

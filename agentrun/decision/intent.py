@@ -13,8 +13,8 @@ counts.
 from __future__ import annotations
 
 from agentrun.base import fastjson
+from agentrun.base.limits import LARGEST
 from agentrun.base.units import parse_count, parse_duration, parse_number, parse_size
-from agentrun.decision.plan import LARGEST
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

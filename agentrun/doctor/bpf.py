@@ -10,7 +10,7 @@ from agentrun.base.errors import BpfError
 from agentrun.base.paths import Paths
 from agentrun.bpf import modules, pins, ringbuf
 from agentrun.calls import netmark
-from agentrun.decision import config
+from agentrun.decision import inforce
 
 _LEFT_OUT = {"exec", "exit", "attach"}
 _HINT = "systemctl enable --now agentrun-bpf, or agentrunctl bpf load"
@@ -27,7 +27,7 @@ def restricted_classes(policy: dict[str, Any]) -> list[str]:
 
 def findings(paths: Paths) -> Iterator[tuple[str, str, str]]:
     """(level, what, text) of each thing that is looked at; see `doctor.Finding`."""
-    loaded = config.load(paths)
+    loaded = inforce.load(paths)
     needing = restricted_classes(loaded.policy)
     need = f"; classes {', '.join(needing)} have a network profile that does not hold" if needing else ""
     if not loaded.uses_bpf:

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agentrun.base import agentrund
 from agentrun.base.errors import StoreError
 from agentrun.base.paths import Paths
 from agentrun.bpf import scheduler as scx
-from agentrun.calls import slots
 from agentrun.cgroups import layout
 from agentrun.daemon import status as daemonstatus
-from agentrun.decision import config
+from agentrun.decision import inforce
 from agentrun.doctor import bpf as bpf_check
 from agentrun.kernel import inotify
 from agentrun.net import netlink, rate
@@ -93,7 +93,7 @@ def parse_version(text: str) -> tuple[int, ...]:
 
 
 def _backends(paths: Paths) -> Iterator[Finding]:
-    backends = config.load(paths).backends
+    backends = inforce.load(paths).backends
     if not backends:
         yield Finding("problem", "backend", "neither runc nor crun is installed")
     for kind, path in backends:
@@ -106,18 +106,18 @@ def _backends(paths: Paths) -> Iterator[Finding]:
 
 
 def _configuration(paths: Paths) -> Iterator[Finding]:
-    loaded = config.load(paths)
+    loaded = inforce.load(paths)
     for problem in loaded.problems:
         yield Finding("problem", "configuration", f"{problem}\nthe last good one stays in force")
     policy = loaded.policy
-    files = ", ".join(config.policy_names(paths)) or "built-in"
+    files = ", ".join(inforce.policy_names(paths)) or "built-in"
     text = f"{files}: {len(policy['classes'])} classes, {len(policy['rules'])} rules, hash {policy['hash']}"
     yield Finding("ok", "policy", text)
     yield Finding("ok" if loaded.mode == "enforce" else "note", "mode", loaded.mode)
 
 
 def _daemon(paths: Paths) -> Iterator[Finding]:
-    if not slots.is_daemon_alive(paths):
+    if not agentrund.is_daemon_alive(paths):
         text = "does not run: no exit codes, no time limits (systemctl enable --now agentrund)"
         yield Finding("note", "agentrund", text)
         return
@@ -270,7 +270,7 @@ def _scheduler(paths: Paths) -> Iterator[Finding]:
 
 
 def _network_rates(paths: Paths) -> Iterator[Finding]:
-    configuration = config.load(paths)
+    configuration = inforce.load(paths)
     if configuration.mode == "enforce" and rate.are_wanted(configuration.policy):
         yield from rate_findings(netstatus.read(paths), time.monotonic(), netlink.is_installed())
 

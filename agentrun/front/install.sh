@@ -60,7 +60,7 @@ if [ -z "$DESTDIR" ] && [ "$(id -u)" = 0 ]; then
 	# Compile the configuration now, so that the first container need not.
 	"$python" -I -S -c "import sys; sys.path.insert(0, '$LIBEXECDIR')
 from agentrun.base import paths
-from agentrun.decision import config
-problems = config.load(paths.host_paths()).problems
+from agentrun.decision import inforce
+problems = inforce.load(paths.host_paths()).problems
 sys.exit('\n'.join(problems) or 0)"
 fi

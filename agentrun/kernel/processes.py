@@ -6,8 +6,8 @@ import os
 import signal
 
 from agentrun.base import files
+from agentrun.base.procfs import start_ticks
 from agentrun.cgroups.cgroup import Cgroup
-from agentrun.oci.container import start_ticks
 
 _PF_EXITING = 0x4  # include/linux/sched.h
 

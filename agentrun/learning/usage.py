@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from agentrun.decision.plan import MEMORY_FLOOR
+from agentrun.base.limits import MEMORY_FLOOR
 
 HALF_LIFE = 25  # calls
 LEAST_CALLS = 20

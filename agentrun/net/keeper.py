@@ -18,8 +18,8 @@ import time
 from agentrun.base import files, log
 from agentrun.base.errors import AgentrunError, NetError, NetLibraryError, StateError
 from agentrun.base.paths import Paths
-from agentrun.calls import slots
-from agentrun.decision import config
+from agentrun.calls import names
+from agentrun.decision import inforce
 from agentrun.kernel import inotify
 from agentrun.net import plan, rate, status
 from agentrun.net.look import look
@@ -62,7 +62,7 @@ class Keeper:
         """Bring about what the policy in force says. Never raises."""
         problem = ""
         sessions: dict[str, object] = {}
-        configuration = config.load(self._paths)
+        configuration = inforce.load(self._paths)
         is_wanted = configuration.mode == "enforce" and rate.are_wanted(configuration.policy)
         if is_wanted or not self._is_clean:
             try:
@@ -135,7 +135,7 @@ class _Service:
     def _look(self) -> None:
         self._planned = False
         began = time.monotonic()
-        sessions = f"{self._paths.run}/{slots.SESSIONS}"
+        sessions = f"{self._paths.run}/{names.SESSIONS}"
         self._state = self._watch(self._paths.state)
         self._watch(sessions)  # before we look, so that nothing comes in between unseen
         for name in _list(sessions):
@@ -176,7 +176,7 @@ def keep(paths: Paths) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: loop.stop())
     lock = take_lock(paths)
-    os.close(files.open_private_directory(f"{paths.run}/{slots.SESSIONS}", StateError))
+    os.close(files.open_private_directory(f"{paths.run}/{names.SESSIONS}", StateError))
     _Service(loop, paths).start()
     systemd.notify("READY=1")
     while loop.turn():

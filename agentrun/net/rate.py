@@ -10,12 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from agentrun.base.units import parse_number, show_number
-
-LEAST = 64_000  # below, one full packet takes longer than a TCP sender waits before it sends it again
-MOST = 32_000_000_000  # pyroute2 writes 32 bits of bytes per second (TCA_TBF_PARMS)
-_UNITS = {"gbit": 1_000_000_000, "mbit": 1_000_000, "kbit": 1_000}
-_NAMES = {"gbit": "Gbit", "mbit": "Mbit", "kbit": "kbit"}
+from agentrun.base.units import show_rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,22 +33,6 @@ class Rates:
 
 
 NONE = Rates()
-
-
-def parse_rate(text: str) -> int | None:
-    """Bits per second of `10Mbit` or `10Mbit/s`; None for anything else (MB is bytes, mbps is tc's bytes)."""
-    lowered = text.lower().removesuffix("/s")
-    factor = _UNITS.get(lowered[-4:])
-    number = parse_number(lowered[:-4])
-    return round(number * factor) or None if factor and number else None
-
-
-def show_rate(rate: int) -> str:
-    """A rate for people, in the largest unit that leaves at least 1."""
-    for unit, factor in _UNITS.items():
-        if rate >= factor:
-            return show_number(rate / factor) + _NAMES[unit]
-    return f"{rate}bit"
 
 
 def of_tier(policy: Mapping[str, Any], tier: str | None) -> Rates:

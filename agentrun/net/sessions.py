@@ -10,9 +10,10 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from agentrun.base import files
+from agentrun.base import files, procfs
 from agentrun.base.paths import Paths
-from agentrun.calls import slots
+from agentrun.calls import session
+from agentrun.calls.names import unescape_root
 from agentrun.decision.config import Config
 from agentrun.decision.match import select_session
 from agentrun.net.rate import NONE, Rates, of_tier
@@ -41,7 +42,7 @@ class Session:
             fd = os.open(f"/proc/{self.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             return None
-        if container.start_ticks(self.pid) != self.start_ticks:  # the pid may have been another's before
+        if procfs.start_ticks(self.pid) != self.start_ticks:  # the pid may have been another's before
             os.close(fd)
             return None
         return fd
@@ -83,9 +84,9 @@ def read(paths: Paths, configuration: Config, *, names: bool = False) -> Iterato
 
     Raises StateError where our own directories cannot be trusted.
     """
-    for opened in slots.open_all(paths):
+    for opened in session.open_all(paths):
         head, _, container_id = opened.where.rpartition("/")
-        root = slots.unescape_root(head.rpartition("/")[2])
+        root = unescape_root(head.rpartition("/")[2])
         if not container.is_valid_id(container_id):
             continue
         found = container.find(container_id, root, container.KINDS, paths.cgroup_root)

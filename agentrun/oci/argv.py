@@ -6,6 +6,8 @@ untouched. Sources: runc main.go, exec.go, delete.go; crun src/crun.c, exec.c; r
 
 from __future__ import annotations
 
+import posix
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -186,3 +188,20 @@ def possible_ids(argv: Sequence[str]) -> tuple[str | None, list[str]]:
         return None, []
     roots = read[0].get("root")
     return roots[-1] if roots else None, [arg for arg in argv[read[1] + 1 :] if not arg.startswith("-")]
+
+
+def exec_id(pid_file: str | None) -> str | None:
+    """The engine's id of the exec, which is in the path of the pid file it asks for.
+
+    containerd and docker: `<task>/ID.pid` (shim process/exec.go); podman: `<bundle>/ID/exec_pid`
+    (libpod container_exec.go, execPidPath). None where the path says nothing.
+    """
+    if pid_file is None:
+        return None
+    head, _, name = pid_file.rpartition("/")
+    return head.rpartition("/")[2] or None if name == "exec_pid" else name.removesuffix(".pid")
+
+
+def absolute(path: str | None) -> str | None:
+    """A path of the command line, for those who are in another directory."""
+    return path if path is None or path.startswith("/") else f"{posix.getcwd()}/{path}"

@@ -17,10 +17,10 @@ from typing import Any
 
 import yaml
 
+from agentrun.base.limits import Limits
 from agentrun.base.units import parse_count, parse_duration, parse_number, parse_size
 from agentrun.decision import shellwords
 from agentrun.decision.decide import Decision, decide
-from agentrun.decision.plan import Limits
 from agentrun.oci import processdoc
 from agentrun.oci.engine import SessionFacts
 from agentrun.policy.frame import suggestion

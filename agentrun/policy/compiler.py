@@ -14,9 +14,9 @@ from typing import Any
 
 import yaml
 
+from agentrun.base.limits import ADMISSION_WAIT_MOST, MEMORY_FLOOR, PIDS_FLOOR
 from agentrun.base.units import show_number, show_size
 from agentrun.decision.match import builtin
-from agentrun.decision.plan import ADMISSION_WAIT_MOST, MEMORY_FLOOR, PIDS_FLOOR
 from agentrun.policy import netprofile
 from agentrun.policy.frame import Problem, Reading, suggestion
 from agentrun.policy.spec import POLICY

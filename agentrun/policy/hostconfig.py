@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from agentrun.base import fastjson, files
 from agentrun.base.errors import ConfigError, StateError
+from agentrun.base.limits import PIDS_FLOOR, PIDS_MOST
 from agentrun.base.units import parse_duration, parse_number
 from agentrun.decision import config as configuration
-from agentrun.decision import match
+from agentrun.decision import inforce, match
 from agentrun.decision.config import Config
-from agentrun.decision.plan import PIDS_FLOOR, PIDS_MOST
+from agentrun.oci.backend import SEARCH_PATH, find_backend, kind_of
 
 if TYPE_CHECKING:
     from agentrun.base.paths import Paths
@@ -26,8 +27,6 @@ ENFORCEMENTS = ("auto", "bpf", "cgroup", "none")
 PIDS_MAX = 4096
 RECORDS_LIMIT = 1 << 20  # days, or MiB
 OOM_HOLD_LIMIT_S = 1.0
-# Engines call a runtime with any PATH or none (podman kill/delete), so names are looked up here.
-SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 BUILTIN_BACKENDS = ("runc", "crun")
 
 _KEYS = {
@@ -89,23 +88,6 @@ class _Source:
                 close = difflib.get_close_matches(key, known, n=1)
                 hint = f", did you mean {close[0]!r}?" if close else f", known keys: {', '.join(known)}"
                 self.problem(name, f"unknown key {name!r}{hint}")
-
-
-def kind_of(path: str) -> str:
-    """Whose state format and quirks a backend has: `crun` or `runc` (and all that wrap or copy it)."""
-    return "crun" if "crun" in os.path.basename(path) else "runc"
-
-
-def find_backend(name: str) -> str | None:
-    """The absolute path of an installed backend, or None."""
-    if os.path.isabs(name):
-        candidates = [name]
-    else:
-        candidates = [os.path.join(folder, name) for folder in SEARCH_PATH.split(":")]
-    for candidate in candidates:
-        if os.path.isfile(candidate) and os.access(candidate, os.X_OK):
-            return candidate
-    return None
 
 
 def _is_agentrun(path: str) -> bool:
@@ -237,7 +219,7 @@ def compile_file(paths: Paths) -> Config:
 
 def compile_policy(paths: Paths) -> dict[str, Any] | None:
     """Compile the policy files; None where there is none. Raises ConfigError with all problems."""
-    names = configuration.policy_names(paths)
+    names = inforce.policy_names(paths)
     if not names:
         return None
     try:

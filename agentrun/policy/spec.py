@@ -6,9 +6,7 @@ made from them (`agentrunctl policy schema`, `agentrunctl policy reference`).
 
 from __future__ import annotations
 
-from agentrun.base.units import show_number
-from agentrun.decision.match import ANNOTATION_KEYS, FEEDBACK, MODES
-from agentrun.decision.plan import (
+from agentrun.base.limits import (
     ADMISSION_WAIT,
     ADMISSION_WAIT_MOST,
     OOM_SCORE_ADJ,
@@ -16,6 +14,8 @@ from agentrun.decision.plan import (
     WEIGHT_MAX,
     WEIGHT_MIN,
 )
+from agentrun.base.units import show_number
+from agentrun.decision.match import ANNOTATION_KEYS, FEEDBACK, MODES
 from agentrun.policy.frame import Key, Many, MapOf, Table
 from agentrun.policy.values import (
     Amount,

@@ -8,10 +8,19 @@ from typing import Any
 
 import yaml
 
-from agentrun.base.units import parse_count, parse_duration, parse_number, parse_size, show_number
+from agentrun.base.units import RATE_LEAST as LEAST
+from agentrun.base.units import RATE_MOST as MOST
+from agentrun.base.units import (
+    parse_count,
+    parse_duration,
+    parse_number,
+    parse_rate,
+    parse_size,
+    show_number,
+    show_rate,
+)
 from agentrun.decision.intent import is_name
 from agentrun.decision.shellwords import first_command
-from agentrun.net.rate import LEAST, MOST, parse_rate, show_rate
 from agentrun.policy.frame import SHOWN, Reading, Reference, scalar, shown, suggestion
 from agentrun.policy.netprofile import WORDS
 

@@ -16,10 +16,11 @@ import posix
 import stat
 import time
 
-from agentrun.base import fastjson, files, log
+from agentrun.base import agentrund, fastjson, files, log
 from agentrun.base.errors import RefusedError, StateError
+from agentrun.calls import names, slots
 from agentrun.calls import record as records
-from agentrun.calls import slots
+from agentrun.calls.session import count_waiting_before, open_calls
 from agentrun.cgroups.cgroup import Cgroup
 
 TYPE_CHECKING = False
@@ -150,12 +151,12 @@ def admit(paths: Paths, found: Container, state: dict[str, Any], terms: dict[str
     """
     gate = Gate(paths)
     at_first = gate.closed(found.cgroup, state["rank"])
-    if at_first is None or not slots.is_daemon_alive(paths):
+    if at_first is None or not agentrund.is_daemon_alive(paths):
         return None
-    session = slots.open_calls(paths, found.root, found.container_id)
+    session = open_calls(paths, found.root, found.container_id)
     if session is None:
         return None
-    waited = Waited(session, slots.waiting_name(state["rank"], state["id"]), at_first)
+    waited = Waited(session, names.waiting_name(state["rank"], state["id"]), at_first)
     try:
         until = state["start"] + terms["wait"]
         with _Ending(waited.forget):
@@ -180,14 +181,14 @@ def _wait(gate: Gate, found: Container, rank: list[int], waited: Waited, seconds
         now = time.monotonic()
         still = gate.closed(found.cgroup, rank)
         if still is None:
-            turn = turn or now + _TURN_S * slots.count_waiting_before(gate.paths, waited.name)
+            turn = turn or now + _TURN_S * count_waiting_before(gate.paths, waited.name)
             if now >= min(turn, began + seconds):
                 waited.outcome = "room"
         elif now - began >= seconds:
             waited.outcome = "bound"
         elif now >= check_at:
             check_at = now + _CHECK_S
-            if not found.is_running() or not slots.is_daemon_alive(gate.paths):
+            if not found.is_running() or not agentrund.is_daemon_alive(gate.paths):
                 waited.outcome = "gone"
         if still is not None:
             turn, waited.domain, waited.why = None, still.domain, still.why

@@ -6,25 +6,29 @@ import errno
 import posix
 import time
 
-from agentrun.base import files, log
+from agentrun.base import agentrund, files, log
 from agentrun.base.errors import CgroupError, RefusedError, StateError, reason
+from agentrun.base.procfs import start_ticks
 from agentrun.calls import netmark, record, slots
-from agentrun.cgroups import layout, surroundings
+from agentrun.calls.session import open_calls
+from agentrun.cgroups import around, layout, surroundings
 from agentrun.cgroups.cgroup import Cgroup
 from agentrun.decision import match
 from agentrun.decision.decide import Decision, decide
+from agentrun.decision.truth import SCHEDULERS, machine_truth, rewritten
 from agentrun.oci import engine as session
 from agentrun.oci import processdoc
-from agentrun.oci.container import start_ticks
+from agentrun.oci.argv import absolute, exec_id
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from agentrun.base.limits import Limits
     from agentrun.base.paths import Paths
     from agentrun.decision.config import Config
     from agentrun.decision.intent import Intent
-    from agentrun.decision.plan import Limits, Plan
+    from agentrun.decision.plan import Plan
     from agentrun.oci.argv import Invocation
     from agentrun.oci.container import Container
     from agentrun.runtime import admission
@@ -91,7 +95,7 @@ def _wait_for_room(
     if waited is not None:
         state["waited"] = waited.describe(found.cgroup)
         state["start"] = time.time()
-        state["oom_before"] = record.oom_counts(Cgroup(found.cgroup))
+        state["oom_before"] = around.oom_counts(Cgroup(found.cgroup))
     return waited
 
 
@@ -99,12 +103,12 @@ def _live_call(
     paths: Paths, config: Config, found: Container, decision: Decision, state: dict[str, Any]
 ) -> str | None:
     """Record calls before this one, and make this one; returns its slot's name."""
-    live = slots.open_calls(paths, found.root, found.container_id)
+    live = open_calls(paths, found.root, found.container_id)
     if live is None:
         return None
     try:
         # agentrund knows better when and how a call ended; a backlog means that it is stuck.
-        is_alive = slots.is_daemon_alive(paths)
+        is_alive = agentrund.is_daemon_alive(paths)
         if len(live.slots()) >= slots.BACKLOG_LIMIT or not is_alive:
             live.harvest()
         if not is_alive and files.exists(paths.holding):
@@ -143,7 +147,7 @@ def _become_nice(paths: Paths, process: processdoc.Process, plan: Plan) -> None:
     crun sets that for the process which it cloned, and which may have forked the call by then
     (libcrun_join_process in libcrun/linux.c); runc 1.1 does not know `scheduler`.
     """
-    wanted = processdoc.SCHEDULERS.get(plan.priority)
+    wanted = SCHEDULERS.get(plan.priority)
     if wanted is None or "scheduler" in process.document:
         return
     policy_name, nice = wanted
@@ -161,8 +165,8 @@ def _tell_truth(
     if process.path is None:
         return
     wanted = config.policy.get("machine_truth", True)
-    truth = processdoc.machine_truth(plan, limits.cpus, limits.memory) if wanted else {}
-    document = processdoc.rewritten(process, plan, truth, config.policy.get("strip_intent", False))
+    truth = machine_truth(plan, limits.cpus, limits.memory) if wanted else {}
+    document = rewritten(process, plan, truth, config.policy.get("strip_intent", False))
     if document is None:
         return
     try:
@@ -243,10 +247,10 @@ def _new_state(
         "container": found.container_id,
         "root": found.root,
         "backend": found.kind,
-        "exec_id": _exec_id(pid_file),
-        "pid_file": _absolute(pid_file),
+        "exec_id": exec_id(pid_file),
+        "pid_file": absolute(pid_file),
         "detached": "detach" in invocation.options,
-        "oom_before": record.oom_counts(container),
+        "oom_before": around.oom_counts(container),
         "calls": container.child(layout.CALLS).path,
         "command": record.describe_command(process.argv, unwrapped.program, stored, unwrapped.family),
         "mode": decision.mode,
@@ -298,22 +302,6 @@ def _care(config: Config, decision: Decision) -> dict[str, Any]:
         if not plan.boost:
             care["boost"] = False
     return care
-
-
-def _exec_id(pid_file: str | None) -> str | None:
-    """The engine's id of the exec, which is in the path of the pid file it asks for.
-
-    containerd and docker: `<task>/ID.pid` (shim process/exec.go); podman: `<bundle>/ID/exec_pid`
-    (libpod container_exec.go, execPidPath). None where the path says nothing.
-    """
-    if pid_file is None:
-        return None
-    head, _, name = pid_file.rpartition("/")
-    return head.rpartition("/")[2] or None if name == "exec_pid" else name.removesuffix(".pid")
-
-
-def _absolute(path: str | None) -> str | None:
-    return path if path is None or path.startswith("/") else f"{posix.getcwd()}/{path}"
 
 
 def _write_limits(call: Cgroup, values: list[tuple[str, str]]) -> list[str]:

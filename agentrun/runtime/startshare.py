@@ -25,8 +25,8 @@ import posix
 
 from agentrun.base import files
 from agentrun.base.errors import CgroupError, StateError
+from agentrun.base.limits import WEIGHT_DEFAULT
 from agentrun.cgroups.cgroup import Cgroup
-from agentrun.decision.plan import WEIGHT_DEFAULT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ import posix
 
 from agentrun.base import log, paths
 from agentrun.base.errors import CgroupError, HandoffError, RefusedError, StateError, reason
-from agentrun.calls import slots
+from agentrun.calls.session import open_calls
 from agentrun.cgroups import layout
 from agentrun.cgroups.cgroup import Cgroup
-from agentrun.decision import config, match
-from agentrun.oci import argv, container, handoff
+from agentrun.decision import config, inforce, match
+from agentrun.oci import argv, container, errorlog, handoff
 from agentrun.oci import engine as session
 from agentrun.runtime import exec as execcall
 from agentrun.runtime import startshare
@@ -45,11 +45,11 @@ class Host:
         for configured, path in self.config.backends:
             if configured == kind:
                 return path
-        from agentrun.policy import hostconfig  # a pinned kind that is not in the configuration
+        from agentrun.oci import backend  # a pinned kind that is not in the configuration
 
-        path = hostconfig.find_backend(kind) or ""
+        path = backend.find_backend(kind) or ""
         if not path:
-            raise HandoffError(f"find backend {kind!r}: not installed in {hostconfig.SEARCH_PATH}")
+            raise HandoffError(f"find backend {kind!r}: not installed in {backend.SEARCH_PATH}")
         return path
 
 
@@ -115,7 +115,7 @@ def _begin_session(
     """
     start_weight, tier = startshare.lower(weight), str(choice.tier)
     is_annotated = choice.annotations.get("tier") == tier
-    session = slots.open_calls(host, found.root, found.container_id) if start_weight or shows else None
+    session = open_calls(host, found.root, found.container_id) if start_weight or shows else None
     try:
         if start_weight is None:
             startshare.forget(host, tier)
@@ -135,7 +135,7 @@ def _begin_session(
 
 def _delete(host: Host, invocation: argv.Invocation, found: container.Container) -> None:
     """Record the calls while the kernel still knows them, and forget the container."""
-    session = slots.open_calls(host.paths, found.root, found.container_id, make=False)
+    session = open_calls(host.paths, found.root, found.container_id, make=False)
     if session is None:
         return
     try:
@@ -218,7 +218,7 @@ def run(arguments: Sequence[str], pinned: str) -> NoReturn:
     program's name (`agentrun-crun`) or the container's state asks for, or an empty string.
     """
     host_paths = paths.host_paths()
-    host = Host(host_paths, config.load(host_paths), pinned)
+    host = Host(host_paths, inforce.load(host_paths), pinned)
     invocation = argv.parse(arguments)
     found = _find(host, invocation) if invocation else None
     kind = found.kind if found else _owner(host, arguments)
@@ -237,5 +237,5 @@ def main(arguments: Sequence[str], pinned: str) -> int:
         run(arguments, pinned)
     except (HandoffError, RefusedError) as error:
         invocation = argv.parse(arguments)
-        log.oci_error(invocation, str(error))
+        errorlog.oci_error(invocation, str(error))
         return 255 if invocation is not None and invocation.verb == "exec" else 1

@@ -26,7 +26,7 @@ from typing import Any
 from agentrun.base import fastjson, journal, log
 from agentrun.base.errors import StoreError
 from agentrun.base.paths import Paths
-from agentrun.decision import config
+from agentrun.decision import inforce
 from agentrun.store import database, retention
 from agentrun.store.retries import is_retry
 
@@ -158,7 +158,7 @@ def _ingest(paths: Paths, budget_s: float | None, busy_s: float) -> Progress:
     with database.writing(paths, busy_s) as connection:
         for path, fd in _opened(paths):
             _take(paths, connection, path, fd, deadline, progress)
-        retention.prune(connection, config.load(paths).records, time.time(), deadline)
+        retention.prune(connection, inforce.load(paths).records, time.time(), deadline)
         if progress.is_complete:
             for base, limit in ((paths.records, _ROTATE_AT), (paths.spill, _SPILL_ROTATE_AT)):
                 _rotate(paths, connection, base, limit)

@@ -13,7 +13,9 @@ from typing import Any, Protocol
 
 from agentrun.base.errors import StateError
 from agentrun.base.paths import Paths
+from agentrun.calls import names
 from agentrun.calls import slots as calls
+from agentrun.calls.session import open_all, open_where
 from agentrun.cgroups import layout
 from agentrun.cgroups.cgroup import Cgroup
 from agentrun.trace.rows import AGENT, ENDED, LIVE, OTHERS, Row, Totals, add, since
@@ -91,7 +93,7 @@ class Collector:
         """Find calls that are new; cheap enough for every time that a cgroup is made."""
         try:
             with os.scandir(self.target.calls.path) as entries:
-                found = [(e.name, e.inode()) for e in entries if calls.is_slot(e.name)]
+                found = [(e.name, e.inode()) for e in entries if names.is_slot(e.name)]
         except OSError:
             return  # the container ends
         fresh = [(slot, inode) for slot, inode in found if inode not in self._members]
@@ -109,7 +111,7 @@ class Collector:
         if self.target.where is None:
             return self._states_anywhere(slots)
         try:
-            session = calls.open_where(self.paths, self.target.where)
+            session = open_where(self.paths, self.target.where)
         except StateError:
             return {}
         if session is None:
@@ -123,7 +125,7 @@ class Collector:
     def _states_anywhere(self, slots: Iterable[str]) -> dict[str, dict[str, Any]]:
         """The same before it is known where they are: the container had no call when the trace began."""
         wanted, found = set(slots), {}
-        for session in calls.open_all(self.paths):
+        for session in open_all(self.paths):
             for slot in wanted.intersection(session.slots()):
                 state = session.read(slot)
                 if state is not None and state.get("calls") == self.target.calls.path:

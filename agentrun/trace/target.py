@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from agentrun.base.errors import TraceError
 from agentrun.base.paths import Paths
-from agentrun.calls import slots
+from agentrun.calls import names
+from agentrun.calls.session import open_where
 from agentrun.cgroups import layout
 from agentrun.cgroups.cgroup import Cgroup
 from agentrun.oci import container
@@ -99,12 +100,12 @@ def _names(directory: str) -> list[str]:
 
 def _sessions(paths: Paths) -> Iterator[Candidate]:
     """Containers that have had a call."""
-    sessions = f"{paths.run}/{slots.SESSIONS}"
+    sessions = f"{paths.run}/{names.SESSIONS}"
     for root in _names(sessions):
         for container_id in filter(container.is_valid_id, _names(f"{sessions}/{root}")):
             where = f"{sessions}/{root}/{container_id}"
             found = container.find(
-                container_id, slots.unescape_root(root), container.KINDS, paths.cgroup_root
+                container_id, names.unescape_root(root), container.KINDS, paths.cgroup_root
             )
             if found is not None and container.is_cgroup_v2(found.cgroup, paths.cgroup_root):
                 name = session.facts_of(found, paths.cgroup_root, paths.root).name
@@ -115,7 +116,7 @@ def _sessions(paths: Paths) -> Iterator[Candidate]:
 
 def _cgroup_of_a_call(paths: Paths, where: str) -> str | None:
     """The container's cgroup as one of its live calls knows it (its backend's state is somewhere else)."""
-    live = slots.open_where(paths, where)
+    live = open_where(paths, where)
     if live is None:
         return None
     with contextlib.closing(live):

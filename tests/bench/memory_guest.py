@@ -28,9 +28,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 import livecalls
 
+from agentrun.base import agentrund
 from agentrun.base.paths import Paths
 from agentrun.bpf import mempressure, modules, scheduler
-from agentrun.calls import slots
 from agentrun.daemon.controller import pressure
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -327,7 +327,7 @@ def helper(scene: Scene) -> Iterator[dict[str, Any]]:
         modules.load(scene.paths, mempressure.MODULE)
     process = subprocess.Popen(command, env={**os.environ, "AGENTRUN_ROOT": str(scene.folder)})
     deadline = time.monotonic() + 20
-    while scene.arm.helper == "controller" and not slots.is_daemon_alive(scene.paths):
+    while scene.arm.helper == "controller" and not agentrund.is_daemon_alive(scene.paths):
         assert time.monotonic() < deadline and process.poll() is None, "agentrund does not start"
         time.sleep(0.01)
     time.sleep(1)

@@ -26,9 +26,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 import livecalls
 from cgroups import mount_or_exit
 
+from agentrun.base.agentrund import is_daemon_alive
 from agentrun.base.paths import Paths
-from agentrun.calls import slots
-from agentrun.decision import config
+from agentrun.decision import inforce
 
 BOXES, CALLS = 10, 10  # containers, and calls of each
 SETTLE_S = 20.0  # what is done for calls that are new is over
@@ -48,7 +48,7 @@ class Scene:
         self.paths = Paths(str(self.folder), str(mount))
         for name in ("var/log", "var/lib", "runc", "etc/agentrun"):
             (self.folder / name).mkdir(parents=True)
-        config.load(self.paths)
+        inforce.load(self.paths)
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def make(self, burning: int) -> None:
@@ -124,7 +124,7 @@ def agentrund(scene: Scene) -> Iterator[int]:
     }
     process = subprocess.Popen(livecalls.DAEMON, env=environment)
     deadline = time.monotonic() + 60
-    while not slots.is_daemon_alive(scene.paths):
+    while not is_daemon_alive(scene.paths):
         assert time.monotonic() < deadline and process.poll() is None, "agentrund does not start"
         time.sleep(0.01)
     try:

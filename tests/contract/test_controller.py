@@ -17,8 +17,10 @@ from cgroups import placed
 from livecalls import DAEMON
 from node import mount_or_skip, wait_for
 
+from agentrun.base import agentrund
 from agentrun.base.paths import Paths
-from agentrun.calls import release, slots
+from agentrun.calls import release
+from agentrun.calls.session import open_calls
 
 
 class Frozen:
@@ -39,7 +41,7 @@ class Frozen:
 
     def call(self, **state: Any) -> Path:
         """A call that sleeps, and is frozen by someone who then died; returns its cgroup."""
-        session = slots.open_calls(self.paths, f"{self.paths.root}/runc", "c1")
+        session = open_calls(self.paths, f"{self.paths.root}/runc", "c1")
         assert session
         whole = {"id": f"id-{state}", "container": "c1", "calls": str(self.parent), "start": time.time()}
         with contextlib.closing(session):
@@ -66,7 +68,7 @@ class Frozen:
         """agentrund, once it watches."""
         daemon = subprocess.Popen(DAEMON, env=self.environment)
         self.processes.append(daemon)
-        wait_for(lambda: slots.is_daemon_alive(self.paths), "agentrund to hold its lock")
+        wait_for(lambda: agentrund.is_daemon_alive(self.paths), "agentrund to hold its lock")
         return daemon
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 from node import wait_for
 
-from agentrun.oci.container import start_ticks
+from agentrun.base.procfs import start_ticks
 
 KILL = {"on_disconnect": "kill"}
 

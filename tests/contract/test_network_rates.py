@@ -16,8 +16,8 @@ import pytest
 from node import wait_for
 
 from agentrun.base.paths import Paths
+from agentrun.base.procfs import start_ticks
 from agentrun.net.netlink import is_installed
-from agentrun.oci.container import start_ticks
 
 TREE = Path(__file__).parents[2]
 LOAD = TREE / "tests/support/netload.py"

@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from agentrun.calls.record import digest
+from agentrun.base.digest import digest
 from agentrun.terminal import format_size
 
 NAME = "agentrun-demo"

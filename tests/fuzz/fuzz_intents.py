@@ -18,11 +18,11 @@ TREE = Path(__file__).parents[2]
 sys.path.insert(0, str(TREE))
 
 from agentrun.base import fastjson  # noqa: E402
+from agentrun.base.limits import CPU_FLOOR, MEMORY_FLOOR, PIDS_FLOOR, Limits, amount  # noqa: E402
 from agentrun.calls import record  # noqa: E402
 from agentrun.decision import match  # noqa: E402
 from agentrun.decision.decide import Decision, decide  # noqa: E402
 from agentrun.decision.intent import is_name  # noqa: E402
-from agentrun.decision.plan import CPU_FLOOR, MEMORY_FLOOR, PIDS_FLOOR, Limits, amount  # noqa: E402
 from agentrun.oci.engine import SessionFacts  # noqa: E402
 from agentrun.oci.processdoc import Process  # noqa: E402
 from agentrun.policy.compiler import compile_files  # noqa: E402

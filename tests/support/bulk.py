@@ -21,6 +21,7 @@ from agentrun.calls import (
     record,  # noqa: E402
     slots,
 )
+from agentrun.calls.session import open_calls
 
 PR_SET_CHILD_SUBREAPER = 36
 CLONE3 = 435
@@ -85,7 +86,7 @@ def main() -> None:
     """See above."""
     root, cgroup, count, seconds, rate, at_once, *command = sys.argv[2:]
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    session = slots.open_calls(Paths(root, os.environ["AGENTRUN_CGROUP_ROOT"]), f"{root}/runc", "c1")
+    session = open_calls(Paths(root, os.environ["AGENTRUN_CGROUP_ROOT"]), f"{root}/runc", "c1")
     assert session
     began = time.monotonic()
     for number in range(int(count)):

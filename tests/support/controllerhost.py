@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from agentrun.base.paths import Paths
-from agentrun.calls import slots
+from agentrun.calls.session import open_calls, open_where
 from agentrun.cgroups.cgroup import Cgroup
 from agentrun.daemon.controller.controller import Controller
 
@@ -83,7 +83,7 @@ class Host:
     ) -> Path:
         """A call in a container of that name, known to agentrund."""
         parent = self.pod / name / "agentrun-calls"
-        session = slots.open_calls(self.paths, f"{self.paths.root}/runc", name)
+        session = open_calls(self.paths, f"{self.paths.root}/runc", name)
         assert session
         state = {"id": call_id or name, "container": name, "calls": str(parent), "rank": rank, "start": 1.0}
         state |= more
@@ -105,7 +105,7 @@ class Host:
         """The call is over and recorded: its slot is free for the next one."""
         key = next(key for key, live in self.loop.live.items() if live.cgroup.path == str(call))
         del self.loop.live[key]
-        session = slots.open_where(self.paths, key[0])
+        session = open_where(self.paths, key[0])
         assert session
         session.free_slot(key[1])
         session.close()

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from agentrun.base.paths import Paths
-from agentrun.decision import config
+from agentrun.decision import inforce
 
 
 def host_with(root: Path, policy: str) -> Paths:
@@ -16,5 +16,5 @@ def host_with(root: Path, policy: str) -> Paths:
     paths = Paths(str(root))
     os.makedirs(paths.state, 0o700)
     Path(paths.policy, "10-test.yaml").write_text(policy)
-    config.load(paths)
+    inforce.load(paths)
     return paths

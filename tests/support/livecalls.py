@@ -14,7 +14,7 @@ from typing import Any
 from cgroups import placed
 
 from agentrun.base.paths import Paths
-from agentrun.calls import slots
+from agentrun.calls.session import open_calls
 
 TREE = Path(__file__).parents[2]
 RUN = f"import sys; sys.path.insert(0, {str(TREE)!r}); from agentrun.daemon.main import main; main()"
@@ -33,7 +33,7 @@ def start(
     `state` needs `id`, `container` and `calls`, the cgroup of all calls; `prepare` gets the call's own before
     anything runs there; `streams` are of `subprocess.Popen`.
     """
-    session = slots.open_calls(paths, f"{paths.root}/runc", state["container"])
+    session = open_calls(paths, f"{paths.root}/runc", state["container"])
     assert session
     whole = {"start": time.time(), **state}
     slot = session.take_slot(whole)

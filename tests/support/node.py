@@ -18,10 +18,11 @@ import pytest
 from cgroups import cgroup_mount, placed
 from livecalls import DAEMON
 
-from agentrun.base import fastjson
+from agentrun.base import agentrund, fastjson
 from agentrun.base.paths import Paths
+from agentrun.base.procfs import start_ticks
 from agentrun.calls import slots
-from agentrun.oci.container import start_ticks
+from agentrun.calls.session import open_calls
 
 TREE = Path(__file__).parents[2]
 _RUNTIME = {
@@ -75,7 +76,7 @@ class Node:
     def start(self) -> None:
         """Start agentrund and wait until it watches."""
         self.daemon = subprocess.Popen(DAEMON, env=self.environment)
-        wait_for(lambda: slots.is_daemon_alive(self.paths), "agentrund to hold its lock")
+        wait_for(lambda: agentrund.is_daemon_alive(self.paths), "agentrund to hold its lock")
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """End agentrund; returns its exit status."""
@@ -122,7 +123,7 @@ class Node:
 
     def _begin(self, call_id: str, owner: subprocess.Popen[bytes], **state: Any) -> Path:
         """Take a slot for a call and make its cgroup."""
-        session = slots.open_calls(self.paths, str(self.root / "runc"), "c1")
+        session = open_calls(self.paths, str(self.root / "runc"), "c1")
         assert session
         slot = take_slot(session, {
             "id": call_id,

@@ -15,7 +15,7 @@ from agentrun.bpf.snapshot import Seen
 from agentrun.daemon.controller import atonce
 from agentrun.daemon.controller.ids import Ids
 from agentrun.daemon.controller.snapshot import Reader
-from agentrun.decision import config
+from agentrun.decision import config, inforce
 
 MIB = 1 << 20
 
@@ -119,5 +119,5 @@ def test_next_cgroup_of_the_same_path_is_another(host):
 
 
 def test_without_ebpf_in_the_configuration_files_are_read(host, monkeypatch):
-    monkeypatch.setattr(config, "load", lambda _: config.Config([], enforcement="cgroup"))
+    monkeypatch.setattr(inforce, "load", lambda _: config.Config([], enforcement="cgroup"))
     assert usages(host)["a"] == (MIB, 2) and host.opened == []

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agentrun.base.limits import WEIGHT_MAX
 from agentrun.daemon.controller import boosts
 from agentrun.daemon.controller.boosts import (
     AGE_MOST_S,
@@ -19,7 +20,6 @@ from agentrun.daemon.controller.boosts import (
     judge,
     most_of,
 )
-from agentrun.decision.plan import WEIGHT_MAX
 
 HIGH, LOW = (300, 100), (100, 100)
 NEW = Contender("new", LOW, 100, used_s=0.0, age_s=0.1)

@@ -8,10 +8,12 @@ import subprocess
 
 import pytest
 
-from agentrun.base import files
+from agentrun.base import agentrund, files
 from agentrun.base.errors import StateError
 from agentrun.base.paths import Paths
 from agentrun.calls import slots
+from agentrun.calls.names import escape_root, unescape_root
+from agentrun.calls.session import open_all, open_calls
 
 
 @pytest.fixture
@@ -22,7 +24,7 @@ def paths(tmp_path) -> Paths:
 
 @pytest.fixture
 def session(paths):
-    made = slots.open_calls(paths, "/run/runc", "c1")
+    made = open_calls(paths, "/run/runc", "c1")
     assert made is not None
     yield made
     made.close()
@@ -119,7 +121,7 @@ def test_many_processes_at_once_get_different_slots(paths):
     for _ in range(40):
         child = os.fork()
         if not child:
-            made = slots.open_calls(paths, "/run/runc", "c1")
+            made = open_calls(paths, "/run/runc", "c1")
             assert made
             made.take_slot(state())
             os._exit(0)
@@ -166,7 +168,7 @@ def test_planted_directory_is_refused(paths, plant):
     os.makedirs(os.path.dirname(paths.run), exist_ok=True)
     plant(paths)
     with pytest.raises(StateError, match="open private directory"):
-        slots.open_calls(paths, "/run/runc", "c1")
+        open_calls(paths, "/run/runc", "c1")
 
 
 def test_planted_slot_is_neither_followed_nor_overwritten(session, paths, tmp_path):
@@ -184,7 +186,7 @@ def test_planted_slot_is_neither_followed_nor_overwritten(session, paths, tmp_pa
     ("one", "other"), [("/a/b", "/a@b"), ("/a", "/a%40"), ("/x" * 200, "/x" * 199 + "/y")]
 )
 def test_two_roots_never_share_a_name(one, other):
-    names = slots.escape_root(one), slots.escape_root(other)
+    names = escape_root(one), escape_root(other)
     assert names[0] != names[1] and all("/" not in n and len(n) < 255 for n in names)
 
 
@@ -241,15 +243,15 @@ def test_lock_that_somebody_keeps_is_waited_for_only_so_long(session, paths, mon
 def test_daemon_is_alive_as_long_as_it_holds_its_lock(paths, session):
     from agentrun.daemon.main import take_lock
 
-    assert not slots.is_daemon_alive(paths)
+    assert not agentrund.is_daemon_alive(paths)
     lock = take_lock(paths)
-    assert slots.is_daemon_alive(paths)
+    assert agentrund.is_daemon_alive(paths)
     os.close(lock)
-    assert not slots.is_daemon_alive(paths)
+    assert not agentrund.is_daemon_alive(paths)
 
 
 def test_oom_counts_tell_the_container_from_what_is_above_it(tmp_path):
-    from agentrun.calls.record import oom_counts
+    from agentrun.cgroups.around import oom_counts
     from agentrun.cgroups.cgroup import Cgroup
 
     counts = {"pods": 1, "pods/x.scope": 2, "pods/x.scope/container": 4}
@@ -263,22 +265,22 @@ def test_oom_counts_tell_the_container_from_what_is_above_it(tmp_path):
 
 @pytest.mark.parametrize("root", ["/run/runc", "/var/run/docker/runtime-runc/moby", "/a@b%c/d"])
 def test_root_can_be_read_back_from_its_name(root):
-    assert slots.unescape_root(slots.escape_root(root)) == root
+    assert unescape_root(escape_root(root)) == root
 
 
 def test_root_that_was_shortened_is_not_made_up():
-    assert slots.unescape_root(slots.escape_root("/x" * 200)) is None
+    assert unescape_root(escape_root("/x" * 200)) is None
 
 
 def test_session_is_forgotten_once_its_container_is_gone(paths, tmp_path):
     for container_id in ("there", "gone"):
-        made = slots.open_calls(paths, str(tmp_path / "runc"), container_id)
+        made = open_calls(paths, str(tmp_path / "runc"), container_id)
         assert made is not None
         made.close()
     (tmp_path / "runc/there").mkdir(parents=True)
-    for found in slots.open_all(paths):
+    for found in open_all(paths):
         found.forget_if_gone()
-    assert [os.path.basename(found.where) for found in slots.open_all(paths)] == ["there"]
+    assert [os.path.basename(found.where) for found in open_all(paths)] == ["there"]
 
 
 @pytest.mark.parametrize(
@@ -289,7 +291,7 @@ def test_layout_of_a_container_that_is_gone_goes_with_its_last_call(paths, tmp_p
     (root / "box").mkdir(parents=True)
     layout = tmp_path / "cgroup/box/agentrun-calls"
     (layout / "call-0").mkdir(parents=True)
-    session = slots.open_calls(paths, str(root), "box")
+    session = open_calls(paths, str(root), "box")
     assert session is not None
     session.take_slot({"id": "x", "calls": str(layout)})
     end_owner(paths, "call-0")

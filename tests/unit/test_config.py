@@ -11,7 +11,8 @@ import pytest
 
 from agentrun.base.errors import ConfigError
 from agentrun.base.paths import Paths
-from agentrun.decision import config
+from agentrun.decision import inforce
+from agentrun.oci import backend
 from agentrun.policy import hostconfig
 
 TREE = Path(__file__).parents[2]
@@ -104,8 +105,8 @@ def test_shipped_configuration_is_the_default(paths, tmp_path):
 
 def test_compiled_form_reads_back(paths):
     write(paths, GOOD + 'mode = "observe"\nfail = "closed"\n[calls]\nmemory_max = "50%"\npids_max = 100\n')
-    loaded = config.load(paths)
-    assert config.load(paths).to_json() == loaded.to_json()
+    loaded = inforce.load(paths)
+    assert inforce.load(paths).to_json() == loaded.to_json()
     assert (loaded.mode, loaded.fail_closed) == ("observe", True)
     standard = loaded.policy["classes"]["standard"]
     assert standard == {"memory": {"max": [50.0, "session"]}, "pids": {"max": 100}}
@@ -113,26 +114,26 @@ def test_compiled_form_reads_back(paths):
 
 def test_records_are_kept_as_told(paths):
     write(paths, GOOD)
-    assert config.load(paths).records == {"keep_days": 30, "max_mb": 256}
+    assert inforce.load(paths).records == {"keep_days": 30, "max_mb": 256}
     write(paths, GOOD + '[records]\nkeep_days = "none"\nmax_mb = 5\n')
-    assert config.load(paths).records == config.load(paths).records == {"keep_days": None, "max_mb": 5}
+    assert inforce.load(paths).records == inforce.load(paths).records == {"keep_days": None, "max_mb": 5}
 
 
 def test_shell_front_gets_backends_and_fail_policy(paths):
     write(paths, GOOD + 'fail = "closed"\n')
-    config.load(paths)
+    inforce.load(paths)
     with open(paths.backends) as file:
         assert file.read() == "fail closed\nrunc /bin/true\n"
 
 
 def test_change_is_seen_and_a_mistake_keeps_the_last_good_one(paths):
     write(paths, GOOD + 'mode = "observe"\n')
-    assert config.load(paths).mode == "observe"
+    assert inforce.load(paths).mode == "observe"
     write(paths, GOOD + 'mode = "bserve"\n')
-    kept = config.load(paths)
+    kept = inforce.load(paths)
     assert kept.mode == "observe" and "mode = 'bserve'" in kept.problems[0]
     write(paths, GOOD)
-    assert (config.load(paths).mode, config.load(paths).problems) == ("enforce", [])
+    assert (inforce.load(paths).mode, inforce.load(paths).problems) == ("enforce", [])
 
 
 POLICY = "version: 1\ndefault-class: small\nclasses:\n  small: {pids: {max: 64}}\n"
@@ -143,18 +144,18 @@ def test_policy_is_compiled_and_a_mistake_keeps_the_last_good_one(paths):
     folder = Path(paths.policy)
     folder.mkdir()
     (folder / "10-own.yaml").write_text(POLICY)
-    first = config.load(paths).policy
+    first = inforce.load(paths).policy
     assert first["default_class"] == "small" and first["hash"] != "builtin"
     (folder / "20-more.yaml").write_text("version: 1\nclasses: {small: {pids: {max: lots}}}\n")
-    kept = config.load(paths)
+    kept = inforce.load(paths)
     assert kept.policy == first
     assert "20-more.yaml:2:31: classes.small.pids.max: 'lots'" in kept.problems[0]
-    assert config.load(paths).problems == kept.problems  # not compiled again
+    assert inforce.load(paths).problems == kept.problems  # not compiled again
     (folder / "20-more.yaml").write_text("version: 1\nclasses: {small: {pids: {max: 99}}}\n")
-    fresh = config.load(paths)
+    fresh = inforce.load(paths)
     assert (fresh.policy["classes"]["small"]["pids"]["max"], fresh.problems) == (99, [])
     (folder / "20-more.yaml").unlink()
-    assert config.load(paths).policy == first
+    assert inforce.load(paths).policy == first
 
 
 def test_other_files_in_the_policy_directory_do_not_count(paths):
@@ -162,14 +163,14 @@ def test_other_files_in_the_policy_directory_do_not_count(paths):
     Path(paths.policy).mkdir()
     for name in (".10-hidden.yaml", "10-old.yaml.bak", "README"):
         Path(paths.policy, name).write_text("not a policy")
-    assert (config.load(paths).policy["hash"], config.load(paths).problems) == ("builtin", [])
+    assert (inforce.load(paths).policy["hash"], inforce.load(paths).problems) == ("builtin", [])
 
 
 def test_state_directory_that_cannot_be_written_only_costs_time(tmp_path):
     (tmp_path / "var/lib").mkdir(parents=True)
     (tmp_path / "var/lib/agentrun").write_text("a file")
     paths = Paths(str(tmp_path))
-    assert config.load(paths).mode == "enforce"
+    assert inforce.load(paths).mode == "enforce"
 
 
 @pytest.mark.parametrize(
@@ -177,4 +178,4 @@ def test_state_directory_that_cannot_be_written_only_costs_time(tmp_path):
     [("/usr/bin/runc", "runc"), ("/usr/bin/crun", "crun"), ("/opt/crun-vm", "crun"), ("/x/nvidia", "runc")],
 )
 def test_kind_of_a_backend_is_in_its_name(path, kind):
-    assert hostconfig.kind_of(path) == kind
+    assert backend.kind_of(path) == kind

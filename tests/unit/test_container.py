@@ -7,6 +7,7 @@ import os
 
 import pytest
 
+from agentrun.base import procfs
 from agentrun.oci import container
 
 GOOD_IDS = ["c1", "a_b.c-d+e", "exec", "0" * 64, "memory.max"]
@@ -69,7 +70,7 @@ def test_state_that_is_a_symlink_is_not_followed(tmp_path):
 
 
 def test_own_process_runs_and_another_with_its_pid_does_not():
-    ticks = container.start_ticks(os.getpid())
+    ticks = procfs.start_ticks(os.getpid())
     assert ticks is not None
     assert container.Container("runc", "/", "c", "", os.getpid(), ticks).is_running()
     assert not container.Container("runc", "/", "c", "", os.getpid(), ticks + 1).is_running()
@@ -80,7 +81,7 @@ def test_zombie_has_ended():
     if not child:
         os._exit(0)
     os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
-    assert container.start_ticks(child) is None
+    assert procfs.start_ticks(child) is None
     os.waitpid(child, 0)
 
 

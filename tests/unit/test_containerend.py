@@ -6,8 +6,8 @@ import json
 import os
 from pathlib import Path
 
+from agentrun.base import procfs
 from agentrun.daemon import containerend
-from agentrun.oci import container
 
 CGROUPS = "/sys/fs/cgroup"
 
@@ -21,7 +21,7 @@ def state(root: Path, pid: int, ticks: int) -> dict[str, str]:
 
 
 def ticks_of(pid: int) -> int:
-    found = container.start_ticks(pid)
+    found = procfs.start_ticks(pid)
     assert found is not None
     return found
 

@@ -14,7 +14,7 @@ import pytest
 
 from agentrun.base.paths import Paths
 from agentrun.daemon import status as daemonstatus
-from agentrun.decision import config
+from agentrun.decision import inforce
 from agentrun.doctor import examine
 from agentrun.doctor.bpf import describe_drops
 from agentrun.service.loop import Loop
@@ -32,7 +32,7 @@ def paths(tmp_path) -> Paths:
     (tmp_path / "etc/agentrun/config.toml").write_text('version = 1\nbackends = ["/bin/true"]\n')
     made = Paths(str(tmp_path), str(cgroup))
     os.mkdir(made.run, 0o700)
-    config.load(made)
+    inforce.load(made)
     return made
 
 

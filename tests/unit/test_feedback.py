@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agentrun.base.limits import Limits
 from agentrun.calls import verdict
 from agentrun.decision.intent import parse
-from agentrun.decision.plan import Limits, make_plan
+from agentrun.decision.plan import make_plan
 from agentrun.feedback import text as feedback
 from agentrun.policy.spec import FEEDBACK_EVENTS, PLACEHOLDERS
 

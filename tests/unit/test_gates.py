@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agentrun.base.limits import ADMISSION_WAIT_MOST
 from agentrun.base.paths import Paths
 from agentrun.daemon.controller import gates
 from agentrun.daemon.controller.decisions import decide
 from agentrun.daemon.controller.gatefile import REFRESH_S, VALID_S, GateFile, admits
 from agentrun.daemon.controller.gates import CLEAR_S, CLOSED_MOST_S, OPEN_LEAST_S, Shortage, move, shortage
 from agentrun.daemon.controller.model import Call, Domain, Gate, Growth, Held, Memory, Snapshot
-from agentrun.decision.plan import ADMISSION_WAIT_MOST
 from agentrun.runtime import admission
 from agentrun.service.policywatch import InForce
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from agentrun.base import journal
 from agentrun.base.errors import StoreError
 from agentrun.base.paths import Paths
-from agentrun.decision import config
+from agentrun.decision import inforce
 from agentrun.store import database, ingest, retention
 
 TREE = Path(__file__).parents[2]
@@ -33,7 +33,7 @@ def paths(tmp_path) -> Paths:
     made = Paths(str(tmp_path))
     os.mkdir(made.run, 0o700)
     os.makedirs(made.state, 0o700)
-    config.load(made)
+    inforce.load(made)
     return made
 
 
@@ -260,7 +260,7 @@ def test_death_at_any_step_costs_no_record_and_doubles_none(paths, monkeypatch):
 WRITER = """
 import os, sys, time
 sys.path.insert(0, sys.argv[1])
-from agentrun import journal
+from agentrun.base import journal
 number = 0
 while not os.path.exists(sys.argv[4]):
     for _ in range(5):

@@ -13,11 +13,11 @@ import pytest
 from agentrun.base.errors import BpfError
 from agentrun.base.paths import Paths
 from agentrun.bpf import oomhold, ringbuf, types
-from agentrun.calls.record import levels
+from agentrun.cgroups.around import levels
 from agentrun.cgroups.cgroup import Cgroup
 from agentrun.daemon.part import Call
 from agentrun.daemon.parts.kernelevents import KernelEvents, level_of
-from agentrun.decision import config
+from agentrun.decision import config, inforce
 
 
 def made(root: Path, container: str) -> Call:
@@ -79,7 +79,7 @@ def kernel(tmp_path, monkeypatch):
             raise getattr(found, what)
         return getattr(found, what)
 
-    monkeypatch.setattr(config, "load", lambda _: config.Config([], enforcement=found.enforcement))
+    monkeypatch.setattr(inforce, "load", lambda _: config.Config([], enforcement=found.enforcement))
     monkeypatch.setattr(ringbuf, "pin_identity", lambda: found.pin)
     monkeypatch.setattr(ringbuf, "open_ring", lambda: opened("ring"))
     monkeypatch.setattr(oomhold, "open_hold", lambda: opened("hold"))

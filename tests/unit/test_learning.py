@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from kinds import MIB, row, samples
 
 from agentrun.base import journal
+from agentrun.base.limits import MEMORY_FLOOR
 from agentrun.base.paths import Paths
-from agentrun.decision import config, match
-from agentrun.decision.plan import MEMORY_FLOOR
+from agentrun.decision import inforce, match
 from agentrun.decision.unwrap import unwrap
 from agentrun.learning import samples as learned
 from agentrun.learning import usage as learning
@@ -189,7 +189,7 @@ def test_store_gives_the_latest_first(tmp_path):
         (tmp_path / folder).mkdir(parents=True)
     paths = Paths(str(tmp_path))
     os.makedirs(paths.state, 0o700)
-    config.load(paths)
+    inforce.load(paths)
     assert learned.samples(paths, 0) == []
     now = time.time()
     for number in range(3):

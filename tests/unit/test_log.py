@@ -10,6 +10,7 @@ import pytest
 
 from agentrun.base import errors, log
 from agentrun.base.paths import Paths
+from agentrun.oci import errorlog
 from agentrun.oci.argv import parse
 
 
@@ -56,7 +57,7 @@ def test_log_that_cannot_be_written_is_no_error(tmp_path):
 
 def test_engine_gets_the_error_in_its_format(tmp_path, capfd):
     path = str(tmp_path / "l")
-    log.oci_error(parse(["--log", path, "--log-format", "json", "exec", "c"]), 'bad "thing"\n')
+    errorlog.oci_error(parse(["--log", path, "--log-format", "json", "exec", "c"]), 'bad "thing"\n')
     assert lines(path)[0]["msg"] == 'agentrun: bad "thing"\n'
     assert capfd.readouterr().err.startswith("agentrun: bad")
 

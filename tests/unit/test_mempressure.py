@@ -15,7 +15,7 @@ from agentrun.daemon.controller.ids import Ids
 from agentrun.daemon.controller.model import HOST, Call, Domain, Snapshot
 from agentrun.daemon.controller.pressure import limits_of
 from agentrun.daemon.parts.kernelevents import KernelEvents
-from agentrun.decision import config
+from agentrun.decision import config, inforce
 
 MIB = 1 << 20
 HIGH, LOW = (300, 100), (100, 100)
@@ -170,6 +170,6 @@ def test_next_cgroup_of_the_same_path_is_another_one(module, tmp_path):
 
 
 def test_without_ebpf_in_the_configuration_nothing_is_watched(module, tmp_path, monkeypatch):
-    monkeypatch.setattr(config, "load", lambda _: config.Config([], enforcement="cgroup"))
+    monkeypatch.setattr(inforce, "load", lambda _: config.Config([], enforcement="cgroup"))
     module.pressure.follow(shared(tmp_path))
     assert module.opened == []

@@ -11,7 +11,7 @@ import pytest
 
 from agentrun.base.errors import NetError, NetLibraryError
 from agentrun.base.paths import Paths
-from agentrun.decision import config
+from agentrun.decision import inforce
 from agentrun.net import keeper, plan, rate, status
 
 
@@ -35,7 +35,7 @@ def host(tmp_path, monkeypatch):
         found.ours = found.wanted
         return found.ours, []
 
-    monkeypatch.setattr(config, "load", lambda _: SimpleNamespace(mode="enforce", policy=None))
+    monkeypatch.setattr(inforce, "load", lambda _: SimpleNamespace(mode="enforce", policy=None))
     monkeypatch.setattr(rate, "are_wanted", lambda _: found.wanted)
     monkeypatch.setattr(plan, "has_ours", lambda ours: ours)
     monkeypatch.setattr(status, "write", lambda *_: None)

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agentrun.base.limits import CPU_FLOOR, MEMORY_FLOOR, PIDS_FLOOR, Limits
 from agentrun.decision.intent import Intent
-from agentrun.decision.plan import CPU_FLOOR, MEMORY_FLOOR, PIDS_FLOOR, Limits, choose_class, make_plan
+from agentrun.decision.plan import choose_class, make_plan
 
 MIB, GIB = 1 << 20, 1 << 30
 HOST = Limits(16 * GIB, 8.0)

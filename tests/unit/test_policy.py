@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agentrun.base.limits import Limits
 from agentrun.decision import match
 from agentrun.decision.decide import decide
-from agentrun.decision.plan import Limits
 from agentrun.decision.unwrap import unwrap
 from agentrun.oci import engine as session
 from agentrun.oci.container import Container

@@ -10,6 +10,7 @@ import pytest
 
 from agentrun.base import fastjson
 from agentrun.decision.plan import Plan
+from agentrun.decision.truth import machine_truth, rewritten
 from agentrun.oci import processdoc
 from agentrun.oci.argv import parse
 
@@ -30,43 +31,43 @@ def plan(cpus=None, memory=None, cpuset=None, priority="normal"):
 
 
 def test_call_that_is_as_wide_as_its_session_is_told_nothing():
-    assert processdoc.machine_truth(plan(4.0, 1 << 30), 4.0, 1 << 30) == {}
-    assert processdoc.machine_truth(plan(), None, None) == {}
+    assert machine_truth(plan(4.0, 1 << 30), 4.0, 1 << 30) == {}
+    assert machine_truth(plan(), None, None) == {}
 
 
 @pytest.mark.parametrize(("cpus", "count"), [(0.5, "1"), (1.0, "1"), (1.2, "2"), (3.0, "3")])
 def test_narrower_call_counts_its_own_cpus(cpus, count):
-    truth = processdoc.machine_truth(plan(cpus), 8.0, None)
+    truth = machine_truth(plan(cpus), 8.0, None)
     assert truth["OMP_NUM_THREADS"] == truth["GOMAXPROCS"] == truth["PYTEST_XDIST_AUTO_NUM_WORKERS"] == count
     assert truth["MAKEFLAGS"] == f"-j{count}"
     assert "JAVA_TOOL_OPTIONS" not in truth
 
 
 def test_go_is_told_its_memory_a_little_early():
-    assert processdoc.machine_truth(plan(memory=1000), None, 2000) == {"GOMEMLIMIT": "900"}
+    assert machine_truth(plan(memory=1000), None, 2000) == {"GOMEMLIMIT": "900"}
 
 
 def test_variables_that_are_set_stay_and_nothing_is_lost():
     process = processdoc.Process(DOCUMENT, "x")
-    document = processdoc.rewritten(process, plan(), {"GOMAXPROCS": "1", "OMP_NUM_THREADS": "1"}, False)
+    document = rewritten(process, plan(), {"GOMAXPROCS": "1", "OMP_NUM_THREADS": "1"}, False)
     assert document == {**DOCUMENT, "env": [*DOCUMENT["env"], "OMP_NUM_THREADS=1"]}
 
 
 def test_intent_is_stripped_on_demand():
     process = processdoc.Process(DOCUMENT, "x")
-    document = processdoc.rewritten(process, plan(), {}, True)
+    document = rewritten(process, plan(), {}, True)
     assert document is not None and document["env"] == ["PATH=/bin", "GOMAXPROCS=7"]
 
 
 def test_pinning_and_low_priority_are_asked_of_the_backend():
     process = processdoc.Process(DOCUMENT, "x")
-    document = processdoc.rewritten(process, plan(cpuset="0-1", priority="low"), {}, False)
+    document = rewritten(process, plan(cpuset="0-1", priority="low"), {}, False)
     assert document is not None
     assert document["execCPUAffinity"] == {"final": "0-1"}
     assert document["scheduler"]["policy"] == "SCHED_BATCH"
     assert document["ioPriority"]["class"] == "IOPRIO_CLASS_BE"
     own = {**DOCUMENT, "scheduler": {"policy": "SCHED_OTHER"}, "ioPriority": {"class": "x"}}
-    assert processdoc.rewritten(processdoc.Process(own, "x"), plan(priority="low"), {}, False) is None
+    assert rewritten(processdoc.Process(own, "x"), plan(priority="low"), {}, False) is None
 
 
 def test_file_is_replaced_with_its_mode_and_nothing_left_beside_it(tmp_path):
@@ -136,6 +137,6 @@ PID_FILES = {
 
 @pytest.mark.parametrize("path", PID_FILES, ids=str)
 def test_engines_id_is_read_from_the_pid_files_path(path):
-    from agentrun.runtime.exec import _exec_id
+    from agentrun.oci.argv import exec_id as _exec_id
 
     assert _exec_id(path) == PID_FILES[path]

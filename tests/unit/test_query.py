@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentrun.base.paths import Paths
-from agentrun.decision import config
+from agentrun.decision import inforce
 from agentrun.store import database, history, ingest
 from agentrun.store.query import Query, matches, select, to_sql
 
@@ -58,7 +58,7 @@ def paths(tmp_path) -> Paths:
         (tmp_path / folder).mkdir(parents=True)
     made = Paths(str(tmp_path))
     os.makedirs(made.state, 0o700)
-    config.load(made)
+    inforce.load(made)
     Path(made.records).write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     return made
 

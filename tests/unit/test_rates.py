@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentrun.base.errors import NetError
+from agentrun.base.units import parse_rate, show_rate
 from agentrun.cgroups.cgroup import Cgroup
 from agentrun.cli.net import _lines
 from agentrun.daemon.part import Call
@@ -39,7 +40,7 @@ from agentrun.net.model import (
     SetShape,
 )
 from agentrun.net.plan import gaps, orphans, plan_all, plan_link, shape_of
-from agentrun.net.rate import Rates, of_tier, parse_rate, show_rate, strictest
+from agentrun.net.rate import Rates, of_tier, strictest
 from agentrun.net.sessions import Session, parse_dev
 from agentrun.policy.compiler import compile_texts
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from agentrun.base import digest
 from agentrun.calls import record as records
 from agentrun.calls import verdict
 from agentrun.cgroups.cgroup import Cgroup
@@ -59,7 +60,7 @@ def test_schema_knows_every_verdict():
 
 def test_half_a_surrogate_pair_in_a_command_can_be_told_apart():
     """A model cut an emoji in two, and JSON has that as an escape."""
-    half, ordinary = records.digest("echo \ud83d"), records.digest("echo \udcff")
+    half, ordinary = digest.digest("echo \ud83d"), digest.digest("echo \udcff")
     assert half != ordinary and len(half) == len(ordinary) == 16
     found = records.describe_command(["sh", "-c", "echo \ud83d"], "echo", "full")
     assert found is not None and json.loads(json.dumps(found)) == found

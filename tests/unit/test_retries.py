@@ -18,7 +18,7 @@ from agentrun.base.paths import Paths
 from agentrun.calls import record as records
 from agentrun.cli import main as ctl
 from agentrun.client import Client
-from agentrun.decision import config, intent
+from agentrun.decision import inforce, intent
 from agentrun.store import database, ingest
 from agentrun.store.retries import WITHIN_S, is_retry, was_limited
 
@@ -33,7 +33,7 @@ def paths(tmp_path, monkeypatch) -> Paths:
         (tmp_path / folder).chmod(0o700)
     made = Paths(str(tmp_path))
     monkeypatch.setattr("agentrun.client.host_paths", lambda: made)
-    config.load(made)
+    inforce.load(made)
     return made
 
 

@@ -14,13 +14,14 @@ from hosts import host_with
 from kinds import MIB, row, samples
 
 from agentrun.base import journal
+from agentrun.base.limits import Limits
 from agentrun.base.paths import Paths
 from agentrun.calls import release
 from agentrun.cgroups.cgroup import Cgroup
 from agentrun.daemon.part import Call
 from agentrun.daemon.parts.learnedstarts import Starts
 from agentrun.decision.intent import Intent, parse
-from agentrun.decision.plan import Limits, Plan, make_plan
+from agentrun.decision.plan import Plan, make_plan
 from agentrun.learning import usage as learning
 from agentrun.store import ingest
 

@@ -10,6 +10,7 @@ import pytest
 
 from agentrun.base.paths import Paths
 from agentrun.calls import slots
+from agentrun.calls.session import open_calls
 from agentrun.runtime import startshare
 
 
@@ -23,7 +24,7 @@ def test_only_a_tier_with_less_than_the_usual_weight_has_its_own(tier, starts):
 @pytest.fixture
 def session(tmp_path: Path) -> Iterator[slots.Calls]:
     """The calls of a container on a host below `tmp_path`, whose cgroups are there too."""
-    found = slots.open_calls(Paths(str(tmp_path), str(tmp_path)), "/run/runc", "box")
+    found = open_calls(Paths(str(tmp_path), str(tmp_path)), "/run/runc", "box")
     assert found
     yield found
     found.close()

@@ -14,7 +14,7 @@ import pytest
 from node import Node, wait_for
 from node import node as node
 
-from agentrun.calls import slots
+from agentrun.calls.session import open_where
 from agentrun.cgroups.cgroup import Cgroup
 from agentrun.trace import collector, rows, run, source, target
 from agentrun.trace.rows import Row
@@ -79,7 +79,7 @@ def test_slot_that_is_taken_again_is_another_call(traced):
         lambda: traced.node.reap() or not Cgroup(f"{traced.target.calls.path}/call-0").is_populated(),
         "its end",
     )
-    session = slots.open_where(traced.node.paths, traced.target.where)
+    session = open_where(traced.node.paths, traced.target.where)
     assert session and session.harvest() == 1
     session.close()
     second = traced.node.call("sleep", "100")

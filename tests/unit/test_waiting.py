@@ -15,6 +15,8 @@ from crash import die_at_line, in_child
 from agentrun.base.errors import RefusedError
 from agentrun.base.paths import Paths
 from agentrun.calls import slots
+from agentrun.calls.names import WAITING, waiting_name
+from agentrun.calls.session import open_calls
 from agentrun.daemon.main import take_lock
 from agentrun.runtime import admission
 
@@ -60,11 +62,11 @@ def test_death_at_any_line_leaves_nothing(paths):
             admit(paths)
 
         status = in_child(work)
-        session = slots.open_calls(paths, f"{paths.root}/runc", "c1")
+        session = open_calls(paths, f"{paths.root}/runc", "c1")
         assert session
         assert session.waiting() == [] and session.slots() == []
         session.close()
-        assert not [n for n in os.listdir(session.where) if n.startswith(slots.WAITING)]
+        assert not [n for n in os.listdir(session.where) if n.startswith(WAITING)]
         if status != 9:
             break
     assert (status, number > 80) == (0, True)
@@ -73,12 +75,12 @@ def test_death_at_any_line_leaves_nothing(paths):
 
 def test_names_of_waiting_calls_are_in_order():
     ranks = [([300, 50], "b"), ([100, 200], "a"), ([100, 100], "a"), ([100, 100], "b"), ([1, 50], "a")]
-    names = [slots.waiting_name(rank, call_id) for rank, call_id in ranks]
+    names = [waiting_name(rank, call_id) for rank, call_id in ranks]
     assert names == sorted(names)
 
 
 def test_damaged_file_of_a_waiting_call_hinders_nobody(paths):
-    session = slots.open_calls(paths, f"{paths.root}/runc", "c1")
+    session = open_calls(paths, f"{paths.root}/runc", "c1")
     assert session
     (Path(session.where) / "wait-damaged").write_text("{")
     admit(paths)

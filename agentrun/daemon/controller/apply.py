@@ -13,6 +13,7 @@ from agentrun.base import log
 from agentrun.base.errors import AgentrunError, CgroupError
 from agentrun.base.paths import Paths
 from agentrun.calls import slots
+from agentrun.calls.session import open_where
 from agentrun.cgroups.cgroup import Cgroup
 from agentrun.daemon.controller.model import Action
 from agentrun.kernel import killing
@@ -122,7 +123,7 @@ class Journal:
     def _keep(self, where: str, write: Callable[[slots.Calls], object], what: str, **fields: object) -> None:
         """Write to what is kept of a container's calls, unless it is gone; a failure is logged."""
         try:
-            session = slots.open_where(self.paths, where)
+            session = open_where(self.paths, where)
             if session is not None:
                 with contextlib.closing(session):
                     write(session)

@@ -17,8 +17,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from agentrun.base.limits import WEIGHT_MAX
 from agentrun.daemon.controller.model import Action, Rank
-from agentrun.decision.plan import WEIGHT_MAX
 
 FACTOR = 4
 BUDGET_S = 1.0

@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+from agentrun.base.limits import MEMORY_FLOOR
 from agentrun.base.units import show_size
 from agentrun.daemon.controller import gates, rules
 from agentrun.daemon.controller.model import Action, Call, Decision, Domain, Growth, Held, Memory, Snapshot
 from agentrun.daemon.controller.rules import Situation, Wish
-from agentrun.decision.plan import MEMORY_FLOOR
 
 STARVE_S = 10.0
 WATCH = 0.5  # below this share of a limit nobody is in anybody's way

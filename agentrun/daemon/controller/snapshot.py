@@ -12,12 +12,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from agentrun.base.limits import WEIGHT_DEFAULT
 from agentrun.bpf.snapshot import Seen
 from agentrun.cgroups import layout
 from agentrun.cgroups.cgroup import Cgroup, parse_pressure
 from agentrun.daemon.controller.decisions import WATCH
 from agentrun.daemon.controller.model import HOST, Bound, Call, Domain, Rank, Snapshot
-from agentrun.decision.plan import WEIGHT_DEFAULT
 
 # What of some calls is known without reading their files, by the path of their cgroup.
 ReadAtOnce = Callable[[Iterable[str]], Mapping[str, Seen]]

@@ -11,10 +11,10 @@ from __future__ import annotations
 import select
 from typing import TYPE_CHECKING
 
+from agentrun.base.procfs import start_ticks
 from agentrun.daemon.part import Call, Part
 from agentrun.daemon.parts import deadlines
 from agentrun.kernel import processes
-from agentrun.oci.container import start_ticks
 
 if TYPE_CHECKING:
     from agentrun.daemon.daemon import Daemon

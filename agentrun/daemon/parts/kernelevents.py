@@ -21,10 +21,10 @@ from agentrun.base import log
 from agentrun.base.errors import AgentrunError
 from agentrun.bpf import oomhold, ringbuf, types
 from agentrun.bpf.ringbuf import Event
-from agentrun.calls import record
+from agentrun.cgroups import around
 from agentrun.daemon.part import Call, Part
 from agentrun.daemon.parts.teller import Teller
-from agentrun.decision import config
+from agentrun.decision import inforce
 
 if TYPE_CHECKING:
     from agentrun.daemon.daemon import Daemon
@@ -45,7 +45,7 @@ def level_of(limit: int, call: Call, cgroup_root: str) -> tuple[str | None, str 
     """
     if limit == types.LIMIT_HOST:
         return "host", None
-    for cgroup, level in record.levels(call.cgroup):
+    for cgroup, level in around.levels(call.cgroup):
         number = cgroup.kernel_id()
         if number is None:
             return None, None  # it is gone with its container
@@ -81,7 +81,7 @@ class KernelEvents(Part):
         """Open the buffer when it is there, and look again and again whether it came, went or changed."""
         self._look()
         if self.hold is not None:
-            self.hold.listen(config.load(self.daemon.paths).oom_hold_ms, _LISTEN_S)
+            self.hold.listen(inforce.load(self.daemon.paths).oom_hold_ms, _LISTEN_S)
         self.daemon.later(_LOOK_S, self.start)
 
     def close(self) -> None:
@@ -96,7 +96,7 @@ class KernelEvents(Part):
     def _look(self) -> None:
         """Open what is there by now and may be used; the ring is that of any module, the hold of one."""
         pin = ringbuf.pin_identity()
-        if pin is not None and not config.load(self.daemon.paths).uses_bpf:
+        if pin is not None and not inforce.load(self.daemon.paths).uses_bpf:
             pin = None
         if pin != self._pin:
             self.close()

@@ -17,7 +17,7 @@ from agentrun.base.errors import AgentrunError
 from agentrun.base.paths import Paths
 from agentrun.daemon.controller.snapshot import rank_of
 from agentrun.daemon.part import Call, Part
-from agentrun.decision import config
+from agentrun.decision import inforce
 from agentrun.learning.usage import Kind, Usage, start_of, usages
 
 if TYPE_CHECKING:
@@ -72,5 +72,5 @@ class Starts(Part):
 
 
 def _is_wanted(paths: Paths) -> bool:
-    classes = config.load(paths).policy["classes"]
+    classes = inforce.load(paths).policy["classes"]
     return any(klass.get("memory", {}).get("learned") for klass in classes.values())

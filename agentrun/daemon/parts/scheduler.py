@@ -19,7 +19,7 @@ from typing import Any
 from agentrun.base import log
 from agentrun.base.paths import Paths
 from agentrun.bpf import scheduler
-from agentrun.decision import config
+from agentrun.decision import inforce
 from agentrun.service.loop import Loop
 
 _LOOK_S = 1.0
@@ -85,7 +85,7 @@ class SchedulerKeeper:
             self._say_once(text)
         if step is not scheduler.Step.REARM:
             return
-        if config.load(self._paths).uses_bpf:
+        if inforce.load(self._paths).uses_bpf:
             self._load()
         else:  # not asked for any more: ask again later
             self._memory = replace(self._memory, rearm_at=time.monotonic() + _GIVE_UP_S)

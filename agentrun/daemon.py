@@ -61,7 +61,7 @@ class Daemon(Loop):
         self._pid_files: dict[str, Call] = {}
         self.ingester = Ingester(paths)
         self.proc_events = ProcEvents()
-        self._is_stored = False
+        self.returns = False  # when it ends, systemd starts it again, and holds what it needs for that
         self._net_counts = NetCounts()
 
     def run(self) -> None:
@@ -74,7 +74,7 @@ class Daemon(Loop):
             pass
         systemd.notify("STOPPING=1")
         self.ingester.stop()
-        if self._is_stored:
+        if self.returns:
             self.proc_events.leave()  # what ends until the next start waits there
         else:
             self.proc_events.close()
@@ -92,7 +92,7 @@ class Daemon(Loop):
                 error=str(error),
             )
             return
-        self._is_stored = systemd.keep(_PROC_EVENTS, self.proc_events.fileno())
+        self.returns = systemd.keep(_PROC_EVENTS, self.proc_events.fileno())
         self._read_proc_events()
 
     def _read_proc_events(self) -> None:

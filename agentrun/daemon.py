@@ -74,17 +74,29 @@ class Daemon(Loop):
             pass
         systemd.notify("STOPPING=1")
         self.ingester.stop()
-        if self.returns:
-            self.proc_events.leave()  # what ends until the next start waits there
-        else:
+        self._leave()
+
+    def _leave(self) -> None:
+        """End, and leave to the next start what tells how the calls that live now will have ended."""
+        if not self.returns:
             self.proc_events.close()
+            return
+        self.proc_events.leave()  # what ends meanwhile waits there
+        for call in self.live.values():
+            if (
+                call.main_pid is not None
+            ):  # the pid file may be gone by then, and who forked it was told to us
+                self.note(call, main_pid=call.main_pid)
 
     def keep_proc_events(self) -> None:
         """Have the kernel tell of processes from now on; without, some short calls have no exit status."""
         stored = systemd.kept().get(_PROC_EVENTS)
         try:
-            if stored is None or not self.proc_events.adopt(stored):
+            if stored is not None and self.proc_events.adopt(stored):
+                self.returns = True
+            else:
                 self.proc_events.start()
+                self.returns = systemd.keep(_PROC_EVENTS, self.proc_events.fileno())
         except OSError as error:
             log.warn(
                 self.paths,
@@ -92,7 +104,6 @@ class Daemon(Loop):
                 error=str(error),
             )
             return
-        self.returns = systemd.keep(_PROC_EVENTS, self.proc_events.fileno())
         self._read_proc_events()
 
     def _read_proc_events(self) -> None:
@@ -237,7 +248,7 @@ class Daemon(Loop):
     def _find_main_process(self, call: Call) -> None:
         if call.main_pidfd is not None or call.status is not None or call.over:
             return
-        call.main_pid = processes.read_pid(call.state.get("pid_file")) or call.main_pid
+        call.main_pid = processes.read_pid(call.state.get("pid_file")) or call.main_pid or _noted_pid(call)
         pid = call.main_pid or self._only_process(call)
         pidfd = None if pid is None else processes.pidfd_in(pid, call.cgroup, self.paths.cgroup_root)
         if pidfd is None:
@@ -381,6 +392,12 @@ class Daemon(Loop):
             session.waiting()  # forgets those whose runtime was killed
             session.forget_if_gone()
         self.later(_SWEEP_S, self._sweep)
+
+
+def _noted_pid(call: Call) -> int | None:
+    """What an agentrund that was stopped knew (`_leave`)."""
+    pid = call.state.get("main_pid")
+    return pid if isinstance(pid, int) else None
 
 
 def _stamp(path: str) -> tuple[int, int] | None:

@@ -1,13 +1,16 @@
-"""Whether agentrund runs."""
+"""Whether agentrund runs, as its lock says."""
 
 from __future__ import annotations
 
 import fcntl
 import posix
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from agentrun.base.paths import Paths
+
+_RESTART_S = 10.0  # agentrund notes every second that it is there; systemd starts it again after one
 
 
 def is_daemon_alive(paths: Paths) -> bool:
@@ -23,3 +26,20 @@ def is_daemon_alive(paths: Paths) -> bool:
     finally:
         posix.close(fd)
     return False
+
+
+def is_daemon_near(paths: Paths) -> bool:
+    """Whether agentrund records what ends now: it runs, or is being restarted and loses nothing meanwhile."""
+    if is_daemon_alive(paths):
+        return True
+    try:
+        seen = posix.stat(paths.daemon_lock, follow_symlinks=False).st_mtime
+    except OSError:
+        return False
+    return abs(time.time() - seen) < _RESTART_S
+
+
+def note_daemon_is_near(lock: int, *, returns: bool) -> None:
+    """By agentrund, on its lock: whether it `returns`, should it end, and that it lives now."""
+    now = time.time() if returns else 0
+    posix.utime(lock, (now, now))

@@ -38,6 +38,7 @@ from agentrun.service import systemd
 from agentrun.service.loop import Loop
 
 _CGROUP_RETRY_S = 0.002  # a slot is there a moment before its cgroup
+_PROC_EVENTS = "proc-events"  # the name of its socket, while systemd holds it
 _PROC_EVENTS_S = 1.0  # so often what is queued is read; in between, when a status is asked for
 _LOOK_AGAIN_S = 0.01  # for a call by hand, whose runtime takes a while to become the command
 _LOOKS = 20
@@ -66,6 +67,7 @@ class Daemon(Loop):
         self._pid_files: dict[str, Call] = {}
         self.ingester = Ingester(paths)
         self.proc_events = ProcEvents()
+        self.returns = False  # when it ends, systemd starts it again, and holds what it needs for that
         self._net_counts = NetCounts()
 
     def run(self) -> None:
@@ -78,20 +80,37 @@ class Daemon(Loop):
             pass
         systemd.notify("STOPPING=1")
         self.ingester.stop()
-        self.proc_events.close()
+        self._leave()
+
+    def _leave(self) -> None:
+        """End, and leave to the next start what tells how the calls that live now will have ended."""
+        if not self.returns:
+            self.proc_events.close()
+            return
+        self.proc_events.leave()  # what ends meanwhile waits there
+        for call in self.live.values():
+            if (
+                call.main_pid is not None
+            ):  # the pid file may be gone by then, and who forked it was told to us
+                self.note(call, main_pid=call.main_pid)
 
     def keep_proc_events(self) -> None:
         """Have the kernel tell of processes from now on; without, some short calls have no exit status."""
+        stored = systemd.kept().get(_PROC_EVENTS)
         try:
-            self.proc_events.start()
+            if stored is not None and self.proc_events.adopt(stored):
+                self.returns = True
+            else:
+                self.proc_events.start()
+                self.returns = systemd.keep(_PROC_EVENTS, self.proc_events.fileno())
         except OSError as error:
             log.warn(
                 self.paths,
                 "the kernel does not tell of processes: no exit code of calls that end at once",
                 error=str(error),
             )
-        else:
-            self._read_proc_events()
+            return
+        self._read_proc_events()
 
     def _read_proc_events(self) -> None:
         self.proc_events.read()
@@ -235,7 +254,7 @@ class Daemon(Loop):
     def _find_main_process(self, call: Call) -> None:
         if call.main_pidfd is not None or call.status is not None or call.over:
             return
-        call.main_pid = processes.read_pid(call.state.get("pid_file")) or call.main_pid
+        call.main_pid = processes.read_pid(call.state.get("pid_file")) or call.main_pid or _noted_pid(call)
         pid = call.main_pid or self._only_process(call)
         pidfd = None if pid is None else processes.pidfd_in(pid, call.cgroup, self.paths.cgroup_root)
         if pidfd is None:
@@ -379,6 +398,12 @@ class Daemon(Loop):
             session.waiting()  # forgets those whose runtime was killed
             session.forget_if_gone()
         self.later(_SWEEP_S, self._sweep)
+
+
+def _noted_pid(call: Call) -> int | None:
+    """What an agentrund that was stopped knew (`_leave`)."""
+    pid = call.state.get("main_pid")
+    return pid if isinstance(pid, int) else None
 
 
 def _stamp(path: str) -> tuple[int, int] | None:

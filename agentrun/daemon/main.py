@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 
-from agentrun.base import files, log
+from agentrun.base import agentrund, files, log
 from agentrun.base.errors import AgentrunError, StateError
 from agentrun.base.paths import Paths, host_paths
 from agentrun.calls import names
@@ -29,6 +29,7 @@ from agentrun.kernel import inotify
 from agentrun.service import systemd
 
 _WATCHDOG_FACTOR = 0.5
+_PRESENCE_S = 1.0
 
 
 def take_lock(paths: Paths) -> int:
@@ -51,6 +52,12 @@ def _keep_memory(paths: Paths) -> None:
             keep()
         except OSError as error:
             log.warn(paths, late, error=str(error))
+
+
+def _show_presence(daemon: Daemon, lock: int) -> None:
+    """Show on our lock that we are here, for those who meet a call's end while we are restarted."""
+    agentrund.note_daemon_is_near(lock, returns=daemon.returns)
+    daemon.later(_PRESENCE_S, lambda: _show_presence(daemon, lock))
 
 
 def _start_watchdog(daemon: Daemon) -> None:
@@ -79,6 +86,7 @@ def main() -> None:
         _keep_memory(paths)
         daemon.keep_proc_events()  # early: what ends while we look for calls is told of
         lock = take_lock(paths)
+        _show_presence(daemon, lock)
         teller = Teller(daemon)
         events = KernelEvents(daemon, teller)
         daemon.parts += (

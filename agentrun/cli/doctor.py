@@ -14,7 +14,8 @@ from rich.table import Table
 from agentrun.base.errors import AgentrunError
 from agentrun.base.paths import host_paths
 from agentrun.doctor import probe as probes
-from agentrun.doctor.examine import Finding, examine
+from agentrun.doctor.examine import examine
+from agentrun.doctor.finding import Finding
 from agentrun.terminal import plain
 
 

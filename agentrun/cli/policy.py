@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -20,13 +19,12 @@ from agentrun.base.paths import Paths, host_paths
 from agentrun.base.units import parse_duration, parse_number, parse_size, show_number
 from agentrun.cgroups import surroundings
 from agentrun.cgroups.cgroup import Cgroup
+from agentrun.cli.explain import describe, explanation
 from agentrun.decision import inforce
 from agentrun.decision.decide import Decision, decide
 from agentrun.decision.match import ANNOTATION
-from agentrun.decision.truth import machine_truth
 from agentrun.learning import samples as learned
 from agentrun.learning import suggest, usage
-from agentrun.net.rate import Rates, of_tier
 from agentrun.oci import container, engine, processdoc
 from agentrun.policy import cases as policytest
 from agentrun.policy import compiler, hostconfig
@@ -178,63 +176,14 @@ def _find_container(host: Paths, container_id: str, root: str | None) -> contain
     raise AgentrunError(f"find container {container_id!r}: no backend knows it (see --root)")
 
 
-def describe(decision: Decision, compiled: dict[str, Any]) -> dict[str, Any]:
-    """A decision as JSON, in the record's words."""
-    plan = decision.plan
-    return {
-        "policy": compiled["hash"],
-        "mode": decision.mode,
-        "session": decision.session.why,
-        "tier": decision.tier,
-        "rule": decision.rule,
-        "class": plan.class_name if plan else None,
-        "command": decision.command.words,
-        "intent": decision.describe_intent(),
-        "limits": plan.limits() if plan else None,
-        "network_rate": dict(rates.items()) if (rates := _rates(decision, compiled)) else None,
-        "files": {file: value for _, file, value in plan.files()} if plan else None,
-        "reasons": plan.reasons if plan else [decision.why],
-    }
-
-
-def _rates(decision: Decision, compiled: dict[str, Any]) -> Rates:
-    """What the whole container of the call sends and receives at most."""
-    return of_tier(compiled, decision.tier) if decision.mode == "enforce" else Rates()
-
-
 def _print_decision(decision: Decision, compiled: dict[str, Any], limits: Limits) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for label, lines in _explanation(decision, compiled, limits):
+    for label, lines in explanation(decision, compiled, limits):
         for number, line in enumerate(lines):
             table.add_row(label if number == 0 else "", plain(line))
     Console(width=None if sys.stdout.isatty() else 120, highlight=False, markup=False).print(table)
-
-
-def _explanation(decision: Decision, compiled: dict[str, Any], limits: Limits) -> list[tuple[str, list[str]]]:
-    """Rows of `explain`: a label and its lines."""
-    plan, tier = decision.plan, decision.tier
-    rows = [
-        ("command", [shlex.join(decision.command.words)]),
-        ("through", [", ".join(decision.command.through)] if decision.command.through else []),
-        ("session", [decision.session.why + (f", tier {tier}" if tier else "")]),
-        ("rule", [decision.rule or "none matches"]),
-    ]
-    if plan is None:
-        return [*rows, ("mode", [f"off: left alone ({decision.why})"])]
-    rates = _rates(decision, compiled)
-    truth = machine_truth(plan, limits.cpus, limits.memory)
-    told = " ".join(f"{name}={value}" for name, value in truth.items())
-    return [
-        *rows,
-        ("mode", [decision.mode]),
-        ("because", plan.reasons),
-        ("refused", [f"{part}: {why}" for part, why in decision.intent.refused]),
-        ("writes", [f"{file} = {value}" for _, file, value in plan.files()]),
-        ("network", [f"{rates}, the whole container (tier {tier})"] if rates else []),
-        ("tells", [told] if told and compiled.get("machine_truth", True) else []),
-    ]
 
 
 def _since(_: click.Context, __: click.Parameter, value: str) -> float:

@@ -30,8 +30,9 @@ from agentrun.calls.names import SESSIONS, is_slot
 from agentrun.calls.session import open_all, open_where
 from agentrun.cgroups.cgroup import Cgroup
 from agentrun.daemon import containerend, exitstatus
+from agentrun.daemon.call import Call
 from agentrun.daemon.ingester import Ingester
-from agentrun.daemon.part import Call, Part
+from agentrun.daemon.part import Part
 from agentrun.kernel import inotify, processes
 from agentrun.kernel.procevents import ProcEvents
 from agentrun.service import systemd

@@ -13,8 +13,9 @@ import time
 from typing import Any
 
 from agentrun.calls import verdict
-from agentrun.daemon.part import Call
-from agentrun.kernel import inotify, processes
+from agentrun.daemon.call import Call
+from agentrun.kernel import processes
+from agentrun.kernel.processes import exit_status
 from agentrun.kernel.procevents import ProcEvents
 
 # An exit status is there once the parent (shim, conmon) has reaped the process: nearly always at once. Else
@@ -34,7 +35,7 @@ def retry_s(tries: int) -> float:
 def find(call: Call, events: ProcEvents) -> int | None:
     """The wait status of the call's first process; None where it is not known, or not yet."""
     if call.main_pidfd is not None:
-        status = inotify.exit_status(call.main_pidfd)
+        status = exit_status(call.main_pidfd)
         if status is not None:
             return status
     return _told(call, events)

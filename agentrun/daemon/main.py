@@ -25,7 +25,7 @@ from agentrun.daemon.parts.scheduler import SchedulerKeeper
 from agentrun.daemon.parts.stalls import Stalls
 from agentrun.daemon.parts.teller import Teller
 from agentrun.daemon.status import DaemonStatus
-from agentrun.kernel import inotify
+from agentrun.kernel import ownmemory
 from agentrun.service import systemd
 
 _WATCHDOG_FACTOR = 0.5
@@ -45,8 +45,8 @@ def take_lock(paths: Paths) -> int:
 def _keep_memory(paths: Paths) -> None:
     """Have no step wait for memory of our own. The keeper gets the second of it from us."""
     for keep, late in (
-        (inotify.lock_memory, "memory not locked: late where the host runs out of it"),
-        (inotify.refuse_huge_pages, "huge pages not refused: late while the kernel makes one"),
+        (ownmemory.lock_memory, "memory not locked: late where the host runs out of it"),
+        (ownmemory.refuse_huge_pages, "huge pages not refused: late while the kernel makes one"),
     ):
         try:
             keep()

@@ -29,7 +29,8 @@ import time
 from typing import Any
 
 from agentrun.base import fastjson
-from agentrun.kernel import inotify
+from agentrun.kernel import ownmemory
+from agentrun.kernel.libc import check, libc
 
 MESSAGE_LIMIT = 1 << 14
 TEXT_LIMIT = 4096  # PIPE_BUF: as much as a pipe takes as a whole or not at all (pipe.7)
@@ -41,15 +42,6 @@ _STDOUT, _STDERR = 1, 2
 _PIDFD_GETFD = 438  # the same number on every architecture since Linux 5.6
 _CLOCK_MONOTONIC = 1
 _SIGEV_SIGNAL = 0
-
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def _check(result: int) -> int:
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-    return result
 
 
 class _Event(ctypes.Structure):
@@ -73,7 +65,10 @@ class _Alarm:
     def __init__(self) -> None:
         self._timer = ctypes.c_void_p()
         event = _Event(None, signal.SIGKILL, _SIGEV_SIGNAL, b"")
-        _check(_libc.timer_create(_CLOCK_MONOTONIC, ctypes.byref(event), ctypes.byref(self._timer)))
+        check(
+            libc.timer_create(_CLOCK_MONOTONIC, ctypes.byref(event), ctypes.byref(self._timer)),
+            "timer_create",
+        )
 
     def set(self, seconds: float) -> None:
         """Due after so many seconds from now; never, for 0."""
@@ -81,12 +76,12 @@ class _Alarm:
         value = (_TimeSpec * 2)(
             _TimeSpec(0, 0), _TimeSpec(whole, int((seconds - whole) * 1_000_000_000))
         )  # struct itimerspec: interval, value
-        _check(_libc.timer_settime(self._timer, 0, ctypes.byref(value), None))
+        check(libc.timer_settime(self._timer, 0, ctypes.byref(value), None), "timer_settime")
 
 
 def _descriptor_of(pidfd: int, number: int) -> int:
     """A copy of another process's descriptor. Raises OSError."""
-    return _check(_libc.syscall(_PIDFD_GETFD, pidfd, number, 0))
+    return check(libc.syscall(_PIDFD_GETFD, pidfd, number, 0), "pidfd_getfd")
 
 
 class RefusedError(Exception):
@@ -285,7 +280,7 @@ def main(fd: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with contextlib.suppress(OSError):  # agentrund could not either, and said so
-        inotify.lock_memory()
+        ownmemory.lock_memory()
     with socket.socket(fileno=fd) as sock:
         keeper = Keeper(sock)
         while keeper.turn():

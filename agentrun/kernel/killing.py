@@ -26,6 +26,7 @@ from collections.abc import Iterator
 from agentrun.base.errors import CgroupError
 from agentrun.cgroups import layout
 from agentrun.cgroups.cgroup import Cgroup
+from agentrun.kernel.libc import libc
 
 _PROCESS_MRELEASE = 448  # the same on all architectures
 _MOST = 64  # processes, and cgroups that a call has nested: the rest die as they always did
@@ -34,8 +35,6 @@ _LOOK_S, _HASTEN_S = 0.002, 1.0
 _LITTLE = 8 << 20  # nobody waits for that: page tables, and what a new process holds
 _SENT_S = 0.01  # what a caller sleeps at a time until the kill was sent
 _TRIES, _AGAIN_S = 20, 0.002
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class _Killing(threading.Thread):
@@ -159,7 +158,7 @@ def release(pidfd: int) -> bool:
     gone already (ESRCH), and on a kernel without the system call (ENOSYS).
     """
     for _ in range(_TRIES):
-        if _libc.syscall(_PROCESS_MRELEASE, pidfd, 0) == 0:
+        if libc.syscall(_PROCESS_MRELEASE, pidfd, 0) == 0:
             return True
         if ctypes.get_errno() not in (errno.EAGAIN, errno.EINTR):  # EAGAIN: somebody held its memory map
             return False

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
+import struct
 
 from agentrun.base import files
 from agentrun.base.procfs import start_ticks
@@ -111,3 +113,22 @@ def is_runtime(pid: int) -> bool:
     except OSError:
         return True
     return comm.startswith(("runc", "crun", "libcrun")) or comm.isdigit() or comm == "exe"
+
+
+_PIDFD_INFO = struct.Struct("QQIIIIIIIIIIIi")  # struct pidfd_info, first version (include/uapi/linux/pidfd.h)
+_PIDFD_INFO_EXIT = 1 << 3
+_PIDFD_GET_INFO = 3 << 30 | _PIDFD_INFO.size << 16 | 0xFF << 8 | 11
+
+
+def exit_status(pidfd: int) -> int | None:
+    """The wait status of a process that somebody else reaped; None where the kernel does not tell.
+
+    PIDFD_INFO_EXIT came with Linux 6.15 (7477d7dce48a).
+    """
+    buffer = bytearray(_PIDFD_INFO.pack(_PIDFD_INFO_EXIT, *[0] * 13))
+    try:
+        fcntl.ioctl(pidfd, _PIDFD_GET_INFO, buffer)
+    except OSError:
+        return None
+    fields = _PIDFD_INFO.unpack(buffer)
+    return int(fields[-1]) if fields[0] & _PIDFD_INFO_EXIT else None

@@ -199,7 +199,7 @@ def test_calls_are_found_where_the_host_has_no_watches_left(node, none_left):
         "import ctypes, errno; from agentrun.daemon import daemon; from agentrun.kernel import inotify\n"
         "daemon._SWEEP_S = 0.2\n"
         "def refuse(*_): ctypes.set_errno(errno.EMFILE); return -1\n"
-        f"inotify._libc.inotify_{none_left} = refuse"
+        f"inotify.libc.inotify_{none_left} = refuse"
     )
     python, option, text = DAEMON
     code = f"{text.rpartition(';')[0]}\n{refuse}\nmain()"

@@ -15,7 +15,7 @@ import pytest
 from agentrun.base.paths import Paths
 from agentrun.daemon import status as daemonstatus
 from agentrun.decision import inforce
-from agentrun.doctor import examine
+from agentrun.doctor import daemon, examine, host
 from agentrun.doctor.bpf import describe_drops
 from agentrun.service.loop import Loop
 from agentrun.store import ingest
@@ -134,7 +134,7 @@ def test_json_can_be_read_by_programs(paths, monkeypatch):
 
     from agentrun.cli import main as ctl
 
-    monkeypatch.setattr(ctl, "host_paths", lambda: paths)
+    monkeypatch.setattr("agentrun.cli.doctor.host_paths", lambda: paths)
     done = CliRunner().invoke(ctl.cli, ["doctor", "--json"])
     assert done.exit_code == 0 and {f["level"] for f in json.loads(done.output)} <= {"ok", "note"}
     assert "agentrund" in CliRunner().invoke(ctl.cli, ["doctor"]).output
@@ -144,7 +144,7 @@ def test_json_can_be_read_by_programs(paths, monkeypatch):
     ("text", "version"), [("crun version 1.21", (1, 21)), ("runc version 1.1.15+ds1", (1, 1, 15)), ("x", ())]
 )
 def test_version_is_found(text, version):
-    assert examine.parse_version(text) == version
+    assert host.parse_version(text) == version
 
 
 def said(**parts: object) -> dict[str, object]:
@@ -158,7 +158,7 @@ def said(**parts: object) -> dict[str, object]:
 
 
 def judged(status: dict[str, object] | None, now_s: float = 103.0) -> dict[str, str]:
-    return {f.what: f.level for f in examine.daemon_findings(status, now_s)}
+    return {f.what: f.level for f in daemon.daemon_findings(status, now_s)}
 
 
 def test_agentrund_that_is_well_says_so_part_by_part():
@@ -187,7 +187,7 @@ def test_keeper_that_does_not_answer_is_a_problem(keeper, up_s, level):
 def test_ejections_of_the_scheduler_are_shown_with_the_next_try():
     scheduler = {"ejections": 2, "last": "scheduler ejected: stall", "next_s": 4.0}
     (found,) = [
-        f for f in examine.daemon_findings(said(scheduler=scheduler), 103.0) if f.what.endswith("scheduler")
+        f for f in daemon.daemon_findings(said(scheduler=scheduler), 103.0) if f.what.endswith("scheduler")
     ]
     assert found.level == "note"
     assert found.text.startswith("ejected 2 times") and found.text.endswith("again in 4 s")

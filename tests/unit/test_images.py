@@ -11,7 +11,7 @@ import pytest
 
 from agentrun.base.paths import Paths
 from agentrun.cgroups.cgroup import Cgroup
-from agentrun.daemon.part import Call
+from agentrun.daemon.call import Call
 from agentrun.daemon.parts.images import Images
 
 

@@ -15,7 +15,7 @@ from agentrun.base.paths import Paths
 from agentrun.bpf import oomhold, ringbuf, types
 from agentrun.cgroups.around import levels
 from agentrun.cgroups.cgroup import Cgroup
-from agentrun.daemon.part import Call
+from agentrun.daemon.call import Call
 from agentrun.daemon.parts.kernelevents import KernelEvents, level_of
 from agentrun.decision import config, inforce
 

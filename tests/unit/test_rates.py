@@ -16,9 +16,9 @@ from agentrun.base.errors import NetError
 from agentrun.base.units import parse_rate, show_rate
 from agentrun.cgroups.cgroup import Cgroup
 from agentrun.cli.net import _lines
-from agentrun.daemon.part import Call
+from agentrun.daemon.call import Call
 from agentrun.daemon.parts.ratenotes import RateNotes
-from agentrun.doctor import examine
+from agentrun.doctor.network import network_rates, rate_findings
 from agentrun.net import status
 from agentrun.net.look import Network, bring_about, judge
 from agentrun.net.model import (
@@ -277,7 +277,7 @@ def test_record_says_where_the_rate_was_not_in_force(tmp_path, tier, mode, said,
 
 def test_doctor_tells_why_rates_do_not_hold():
     def told(said: dict[str, Any], now: float = 10.0, there: bool = True) -> list[tuple[str, str]]:
-        return [(f.level, f.text) for f in examine.rate_findings(said, now, there)]
+        return [(f.level, f.text) for f in rate_findings(said, now, there)]
 
     assert told({}, there=False)[0][0] == "problem" and "pyroute2" in told({}, there=False)[0][1]
     assert "agentrun-net does not run" in told({})[0][1]
@@ -295,9 +295,9 @@ def test_doctor_tells_why_rates_do_not_hold():
 
 def test_doctor_asks_only_where_the_policy_has_rates(tmp_path):
     paths = host_with(tmp_path, "version: 1\ntiers: {high: {}}\n")
-    assert list(examine._network_rates(paths)) == []
+    assert list(network_rates(paths)) == []
     Path(paths.policy, "10-test.yaml").write_text(TIERS)
-    assert [finding.level for finding in examine._network_rates(paths)] == ["problem"]
+    assert [finding.level for finding in network_rates(paths)] == ["problem"]
 
 
 def test_listing_has_a_line_for_each_direction_and_each_call():

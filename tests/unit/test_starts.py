@@ -18,7 +18,7 @@ from agentrun.base.limits import Limits
 from agentrun.base.paths import Paths
 from agentrun.calls import release
 from agentrun.cgroups.cgroup import Cgroup
-from agentrun.daemon.part import Call
+from agentrun.daemon.call import Call
 from agentrun.daemon.parts.learnedstarts import Starts
 from agentrun.decision.intent import Intent, parse
 from agentrun.decision.plan import Plan, make_plan

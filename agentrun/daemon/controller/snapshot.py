@@ -16,6 +16,7 @@ from agentrun.base.limits import WEIGHT_DEFAULT
 from agentrun.bpf.snapshot import Seen
 from agentrun.cgroups import layout
 from agentrun.cgroups.cgroup import Cgroup, parse_pressure
+from agentrun.daemon.call import rank_of
 from agentrun.daemon.controller.decisions import WATCH
 from agentrun.daemon.controller.model import HOST, Bound, Call, Domain, Rank, Snapshot
 
@@ -139,14 +140,6 @@ class Member:
             self.adaptive,
             self.learned,
         )
-
-
-def rank_of(state: Mapping[str, Any]) -> Rank | None:
-    """The rank in a call's state; None where the call is to be left alone."""
-    rank = state.get("rank")
-    if isinstance(rank, list) and len(rank) == 2 and all(isinstance(part, int) for part in rank):
-        return rank[0], rank[1]
-    return None
 
 
 class Reader:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from agentrun.base.errors import CgroupError
 from agentrun.calls import slots
 from agentrun.cgroups.cgroup import Cgroup
-from agentrun.daemon.part import Call, Part
+from agentrun.daemon.call import Call
+from agentrun.daemon.part import Part
 from agentrun.daemon.parts import deadlines
 from agentrun.kernel import processes
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from agentrun.base import log
 from agentrun.base.errors import CgroupError
-from agentrun.daemon.part import Call, Part
+from agentrun.daemon.call import Call
+from agentrun.daemon.part import Part
 from agentrun.daemon.parts.teller import Teller
 from agentrun.kernel import killing
 

@@ -12,7 +12,8 @@ import select
 from typing import TYPE_CHECKING
 
 from agentrun.base.procfs import start_ticks
-from agentrun.daemon.part import Call, Part
+from agentrun.daemon.call import Call
+from agentrun.daemon.part import Part
 from agentrun.daemon.parts import deadlines
 from agentrun.kernel import processes
 

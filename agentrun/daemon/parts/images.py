@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from agentrun.daemon.part import Call, Part
+from agentrun.daemon.call import Call
+from agentrun.daemon.part import Part
 from agentrun.oci import container, engine
 
 if TYPE_CHECKING:

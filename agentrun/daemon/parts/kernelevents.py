@@ -22,7 +22,8 @@ from agentrun.base.errors import AgentrunError
 from agentrun.bpf import oomhold, ringbuf, types
 from agentrun.bpf.ringbuf import Event
 from agentrun.cgroups import around
-from agentrun.daemon.part import Call, Part
+from agentrun.daemon.call import Call
+from agentrun.daemon.part import Part
 from agentrun.daemon.parts.teller import Teller
 from agentrun.decision import inforce
 

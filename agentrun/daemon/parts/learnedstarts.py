@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from agentrun.base import log
 from agentrun.base.errors import AgentrunError
 from agentrun.base.paths import Paths
-from agentrun.daemon.controller.snapshot import rank_of
-from agentrun.daemon.part import Call, Part
+from agentrun.daemon.call import Call, rank_of
+from agentrun.daemon.part import Part
 from agentrun.decision import inforce
 from agentrun.learning.usage import Kind, Usage, start_of, usages
 

@@ -12,7 +12,8 @@ import select
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from agentrun.daemon.part import Call, Part
+from agentrun.daemon.call import Call
+from agentrun.daemon.part import Part
 from agentrun.daemon.parts.teller import Teller
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from agentrun.daemon.part import Call, Part
+from agentrun.daemon.call import Call
+from agentrun.daemon.part import Part
 from agentrun.oci import container
 
 if TYPE_CHECKING:

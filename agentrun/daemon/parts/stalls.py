@@ -15,8 +15,9 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from agentrun.daemon.call import Call
 from agentrun.daemon.controller.snapshot import Files
-from agentrun.daemon.part import Call, Part
+from agentrun.daemon.part import Part
 from agentrun.daemon.parts import deadlines
 from agentrun.daemon.parts.teller import Teller
 from agentrun.feedback.text import SECONDS

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from agentrun.calls import record as records
+from agentrun.daemon.call import Call
 from agentrun.daemon.keeperlink import KeeperLink
-from agentrun.daemon.part import Call, Part
+from agentrun.daemon.part import Part
 from agentrun.feedback import text as feedback
 
 if TYPE_CHECKING:

@@ -75,9 +75,20 @@ class Cgroup:
 
     def write(self, name: str, value: str) -> None:
         """Write one file. Raises CgroupError with the kernel's reason; then nothing was changed."""
+        self._write(name, value, 0)
+
+    def write_at_once(self, name: str, value: str) -> None:
+        """Write a limit of memory without waiting until usage is below it. Raises CgroupError.
+
+        O_NONBLOCK leaves that reclaim to the ones who exceed it, since Linux 6.16 (c8e6002bd611); before, the
+        kernel gives up after some rounds.
+        """
+        self._write(name, value, posix.O_NONBLOCK)
+
+    def _write(self, name: str, value: str, flags: int) -> None:
         path = f"{self.path}/{name}"
         try:
-            fd = posix.open(path, posix.O_WRONLY | posix.O_CLOEXEC | posix.O_NOFOLLOW)
+            fd = posix.open(path, posix.O_WRONLY | posix.O_CLOEXEC | posix.O_NOFOLLOW | flags)
             try:
                 posix.write(fd, value.encode())
             finally:

@@ -72,16 +72,18 @@ def find(directory: str, name: str) -> str | None:
     return next((p for p in (path + ".py", os.path.join(path, "__init__.py")) if os.path.isfile(p)), None)
 
 
+def is_for_checkers(node: ast.stmt) -> bool:
+    """Whether it is `if TYPE_CHECKING`."""
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
 def statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
     """What is run when a module is imported: no functions, no hints for the type checker, no `except`."""
     for node in body:
         yield node
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             continue
-        is_hint = (
-            isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
-        )
-        for field in ("orelse",) if is_hint else ("body", "orelse", "finalbody"):
+        for field in ("orelse",) if is_for_checkers(node) else ("body", "orelse", "finalbody"):
             yield from statements(getattr(node, field, []))
 
 

@@ -12,7 +12,6 @@ import contextlib
 import os
 import select
 import signal
-import socket
 import time
 
 from agentrun.base import files, log
@@ -23,13 +22,12 @@ from agentrun.decision import inforce
 from agentrun.kernel import inotify
 from agentrun.net import plan, rate, status
 from agentrun.net.look import look
-from agentrun.net.netlink import opened
+from agentrun.net.netlink import link_notices, opened
 from agentrun.service import systemd
 from agentrun.service.loop import Loop
 
 _SPACING_S = 1.0
 _SHARE = 10  # at most one in so many seconds of a CPU, however often interfaces come and go
-_LINK_GROUP = 1  # RTMGRP_LINK
 _EVENTS = inotify.IN_CREATE | inotify.IN_MOVED_TO
 _READ = 1 << 16
 
@@ -112,13 +110,9 @@ class _Service:
         self._rest_until = float("-inf")
         self._inotify = inotify.Inotify(lambda fd: loop.watch(fd, select.EPOLLIN, self._file_changed))
         self._state = -1  # the watch of our directory of state, where much else happens
-        self._links = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
-        )
-        self._links.setblocking(False)
+        self._links = link_notices()
 
     def start(self) -> None:
-        self._links.bind((0, _LINK_GROUP))
         self._loop.watch(self._links.fileno(), select.EPOLLIN, self._link_changed)
         self._beat()
 

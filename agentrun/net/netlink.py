@@ -1,6 +1,6 @@
-"""The only module that speaks netlink, by pyroute2, which is optional: 0.7 to 0.9 are known to work.
+"""The only module that speaks rtnetlink, by pyroute2, which is optional: 0.7 to 0.9 are known to work.
 
-It is imported on first use (0.1 s of CPU time): most hosts have no rates.
+That is imported on first use (0.1 s of CPU time): most hosts have no rates.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,6 +35,7 @@ from agentrun.net.model import (
 )
 
 MISSING = "pyroute2 is not installed (apt install python3-pyroute2)"
+_LINK_GROUP = 1  # RTMGRP_LINK
 _ALL_PROTOCOLS = 3  # ETH_P_ALL
 # value/mask+offset: a u32 key that always matches. The classifier `matchall` is not in every kernel.
 _EVERYTHING = "0x0/0x0+0"
@@ -48,6 +50,14 @@ def is_installed() -> bool:
     from importlib.util import find_spec
 
     return find_spec("pyroute2") is not None
+
+
+def link_notices() -> socket.socket:
+    """A socket that is readable when a link of our own network namespace came, went or changed."""
+    links = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+    links.setblocking(False)
+    links.bind((0, _LINK_GROUP))
+    return links
 
 
 class Netlink:

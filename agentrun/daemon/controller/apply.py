@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -31,9 +30,9 @@ def apply(action: Action) -> bool:
     if action.what in ("freeze", "thaw"):
         cgroup.write("cgroup.freeze", "1" if action.what == "freeze" else "0")
     elif action.what == "limit":
-        _set(action.key, "memory.high", action.value)
+        cgroup.write_at_once("memory.high", _text(action.value))
     elif action.what == "bound":
-        _set(action.key, "memory.max", action.value)
+        cgroup.write_at_once("memory.max", _text(action.value))
     elif action.what == "kill":
         killing.kill(cgroup, needed=True)
     elif action.what in _WEIGHTS:
@@ -51,21 +50,8 @@ def _weigh(cgroup: Cgroup, action: Action) -> bool:
     return True
 
 
-def _set(path: str, name: str, value: int | None) -> None:
-    """Write a limit without waiting until usage is below it.
-
-    O_NONBLOCK leaves that reclaim to the ones who exceed it, since Linux 6.16 (c8e6002bd611); before, the
-    kernel gives up after some rounds.
-    """
-    text = "max" if value is None else str(value)
-    try:
-        fd = os.open(f"{path}/{name}", os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-        try:
-            os.write(fd, text.encode())
-        finally:
-            os.close(fd)
-    except OSError as error:
-        raise CgroupError(f"write {text!r} to cgroup file", f"{path}/{name}", error) from error
+def _text(limit: int | None) -> str:
+    return "max" if limit is None else str(limit)
 
 
 def _reclaim(cgroup: Cgroup, size: int) -> None:

@@ -9,7 +9,6 @@ import os
 import platform
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from pairs import HEADER
@@ -69,9 +68,8 @@ def main() -> None:
     native = output([sys.executable, "tests/bench/native.py", str(pairs)])
     native += "\n" + output([sys.executable, "tests/bench/feedback.py", "native", str(min(pairs, TEXTS))])
     rows, versions = measure_in_vm(pairs)
-    when = time.strftime("%Y-%m-%d", time.gmtime())
     where = f"Linux {platform.release()}, Python {platform.python_version()}"
-    note = f"{when}, `PAIRS={pairs} make bench`. VM (emulated, no KVM): {versions}. Natively: {where}."
+    note = f"`PAIRS={pairs} make bench`. VM (emulated, no KVM): {versions}. Natively: {where}."
     write_page(f"{HEADER}\n{rows}\n{native}\n\n{note}")
     print(f"{HEADER}\n{rows}\n{native}\n\n{note}")
 

@@ -37,6 +37,7 @@ _HARVEST_LIMIT = 16  # slots that one exec looks at, so that its own cost stays 
 _SLOTS_LIMIT = 1 << 16
 _KILL_WAIT_S = 2.0
 _LOCK_WAIT_S = 2.0
+_RESTART_S = 10.0  # agentrund notes every second that it is there; systemd starts it again after one
 BACKLOG_LIMIT = 64  # calls of one container that wait for agentrund before an exec helps out
 
 
@@ -406,6 +407,23 @@ def is_daemon_alive(paths: Paths) -> bool:
     finally:
         posix.close(fd)
     return False
+
+
+def is_daemon_near(paths: Paths) -> bool:
+    """Whether agentrund records what ends now: it runs, or is being restarted and loses nothing meanwhile."""
+    if is_daemon_alive(paths):
+        return True
+    try:
+        seen = posix.stat(paths.daemon_lock, follow_symlinks=False).st_mtime
+    except OSError:
+        return False
+    return abs(time.time() - seen) < _RESTART_S
+
+
+def note_daemon_is_near(lock: int, *, returns: bool) -> None:
+    """By agentrund, on its lock: whether it `returns`, should it end, and that it lives now."""
+    now = time.time() if returns else 0
+    posix.utime(lock, (now, now))
 
 
 def open_all(paths: Paths) -> Iterator[Calls]:

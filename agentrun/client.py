@@ -141,7 +141,7 @@ class Client:
     def _harvest(self) -> None:
         if os.geteuid() != 0:
             raise AgentrunError("needs root, like the engines whose containers it looks at")
-        if not calls.is_daemon_alive(self.paths):  # it knows better when and how a call ended
+        if not calls.is_daemon_near(self.paths):  # it knows better when and how a call ended
             for session in calls.open_all(self.paths):
                 session.harvest(limit=1 << 16, wait=True)
                 session.forget_if_gone()

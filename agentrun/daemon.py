@@ -32,6 +32,7 @@ from agentrun.paths import Paths
 from agentrun.procevents import ProcEvents
 
 _CGROUP_RETRY_S = 0.002  # a slot is there a moment before its cgroup
+_PROC_EVENTS = "proc-events"  # the name of its socket, while systemd holds it
 _PROC_EVENTS_S = 1.0  # so often what is queued is read; in between, when a status is asked for
 _LOOK_AGAIN_S = 0.01  # for a call by hand, whose runtime takes a while to become the command
 _LOOKS = 20
@@ -60,6 +61,7 @@ class Daemon(Loop):
         self._pid_files: dict[str, Call] = {}
         self.ingester = Ingester(paths)
         self.proc_events = ProcEvents()
+        self.returns = False  # when it ends, systemd starts it again, and holds what it needs for that
         self._net_counts = NetCounts()
 
     def run(self) -> None:
@@ -72,20 +74,26 @@ class Daemon(Loop):
             pass
         systemd.notify("STOPPING=1")
         self.ingester.stop()
-        self.proc_events.close()
+        if self.returns:
+            self.proc_events.leave()  # what ends until the next start waits there
+        else:
+            self.proc_events.close()
 
     def keep_proc_events(self) -> None:
         """Have the kernel tell of processes from now on; without, some short calls have no exit status."""
+        stored = systemd.kept().get(_PROC_EVENTS)
         try:
-            self.proc_events.start()
+            if stored is None or not self.proc_events.adopt(stored):
+                self.proc_events.start()
         except OSError as error:
             log.warn(
                 self.paths,
                 "the kernel does not tell of processes: no exit code of calls that end at once",
                 error=str(error),
             )
-        else:
-            self._read_proc_events()
+            return
+        self.returns = systemd.keep(_PROC_EVENTS, self.proc_events.fileno())
+        self._read_proc_events()
 
     def _read_proc_events(self) -> None:
         self.proc_events.read()

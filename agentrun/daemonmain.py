@@ -26,6 +26,7 @@ from agentrun.starts import Starts
 from agentrun.teller import Teller
 
 _WATCHDOG_FACTOR = 0.5
+_PRESENCE_S = 1.0
 
 
 def take_lock(paths: Paths) -> int:
@@ -48,6 +49,12 @@ def _keep_memory(paths: Paths) -> None:
             keep()
         except OSError as error:
             log.warn(paths, late, error=str(error))
+
+
+def _show_presence(daemon: Daemon, lock: int) -> None:
+    """Show on our lock that we are here, for those who meet a call's end while we are restarted."""
+    calls.note_daemon_is_near(lock, returns=daemon.returns)
+    daemon.later(_PRESENCE_S, lambda: _show_presence(daemon, lock))
 
 
 def _start_watchdog(daemon: Daemon) -> None:
@@ -76,6 +83,7 @@ def main() -> None:
         _keep_memory(paths)
         daemon.keep_proc_events()  # early: what ends while we look for calls is told of
         lock = take_lock(paths)
+        _show_presence(daemon, lock)
         teller = Teller(daemon)
         events = KernelEvents(daemon, teller)
         daemon.parts += (

@@ -100,7 +100,7 @@ def _live_call(
     try:
         # agentrund knows better when and how a call ended; a backlog means that it is stuck.
         is_alive = calls.is_daemon_alive(paths)
-        if len(live.slots()) >= calls.BACKLOG_LIMIT or not is_alive:
+        if len(live.slots()) >= calls.BACKLOG_LIMIT or not (is_alive or calls.is_daemon_near(paths)):
             live.harvest()
         if not is_alive and files.exists(paths.holding):
             _release(paths)

@@ -96,14 +96,37 @@ class ProcEvents:
             raise
         self._socket = connector
 
+    def adopt(self, descriptor: int) -> bool:
+        """Go on with the socket of an earlier process, and with what was queued there since it ended.
+
+        Whether it is one; another is closed.
+        """
+        connector = socket.socket(fileno=descriptor)
+        is_ours = (connector.family, connector.proto) == (socket.AF_NETLINK, _NETLINK_CONNECTOR)
+        if not is_ours:
+            connector.close()
+            return False
+        connector.setblocking(False)
+        self._socket = connector
+        return True
+
+    def fileno(self) -> int:
+        """The socket's descriptor; -1 where there is none."""
+        return self._socket.fileno() if self._socket is not None else -1
+
+    def leave(self) -> None:
+        """Listen no more, but where another holds the socket: what comes is queued there."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
     def close(self) -> None:
         """Listen no more."""
         if self._socket is not None:
             # Before Linux 6.6 a listener that only closes is counted for ever, and events are made for it.
             with contextlib.suppress(OSError):
                 self._socket.send(_message(struct.pack("=I", _PROC_CN_MCAST_IGNORE)))
-            self._socket.close()
-            self._socket = None
+            self.leave()
 
     def exit_of(self, pid: int, since_ns: int) -> Exit | None:
         """How the process ended that had this pid at `since_ns` (CLOCK_MONOTONIC) or later, if known."""

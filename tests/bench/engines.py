@@ -1,6 +1,6 @@
 """Benchmarks on real runtimes and docker; needs root, cgroup v2, runc, crun and docker (the test VM).
 
-Prints the table's rows. `python3 tests/bench/engines.py PAIRS`
+Prints the table's rows. `python3 tests/bench/engines.py PAIRS WHERE`, with a word for the kind of guest.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from bundle import running
@@ -79,11 +80,11 @@ def docker(pairs: int) -> Comparison:
 
 def main() -> None:
     """Measure and print."""
-    pairs = int(sys.argv[1])
+    pairs, where = int(sys.argv[1]), sys.argv[2]
     with tempfile.TemporaryDirectory() as folder:
         results = runtimes(pairs, Path(folder))
     results.append(docker(min(pairs, DOCKER_PAIRS)))
-    print("\n".join(result.row() for result in results))
+    print("\n".join(replace(result, title=f"{result.title}, {where}").row() for result in results))
 
 
 if __name__ == "__main__":

@@ -45,6 +45,8 @@ def main(argv: Sequence[str]) -> int:
         return 0
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _terminate)
+    # A shell starts what is in its background with SIGINT ignored, and pytest would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     processes = Processes()
     run = Run(processes, args.matrix)
     try:

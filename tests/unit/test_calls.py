@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import time
 
 import pytest
 
@@ -245,6 +246,23 @@ def test_daemon_is_alive_as_long_as_it_holds_its_lock(paths, session):
     assert calls.is_daemon_alive(paths)
     os.close(lock)
     assert not calls.is_daemon_alive(paths)
+
+
+def test_daemon_is_near_while_it_is_restarted(paths, session):
+    from agentrun.daemonmain import take_lock
+
+    assert not calls.is_daemon_near(paths)
+    lock = take_lock(paths)
+    calls.note_daemon_is_near(lock, returns=False)
+    assert calls.is_daemon_near(paths)
+    os.close(lock)
+    assert not calls.is_daemon_near(paths)
+    lock = take_lock(paths)
+    calls.note_daemon_is_near(lock, returns=True)
+    os.close(lock)
+    assert calls.is_daemon_near(paths)
+    os.utime(paths.daemon_lock, (time.time() - 11,) * 2)
+    assert not calls.is_daemon_near(paths)
 
 
 def test_oom_counts_tell_the_container_from_what_is_above_it(tmp_path):

@@ -137,6 +137,27 @@ def test_queue_that_was_too_short_is_counted_and_read_on(events: ProcEvents) -> 
     assert told(events, process.pid, before).status == 9 << 8
 
 
+def test_socket_of_an_earlier_process_has_what_ended_meanwhile(events: ProcEvents) -> None:
+    before = time.monotonic_ns()
+    held = os.dup(events.fileno())
+    events.leave()
+    assert not events.is_listening
+    process = subprocess.Popen(["sh", "-c", "exit 6"])
+    process.wait()
+    later = ProcEvents()
+    assert later.adopt(held)
+    assert told(later, process.pid, before).status == 6 << 8
+    later.close()
+
+
+def test_descriptor_that_is_another_is_closed() -> None:
+    events = ProcEvents()
+    other = socket.socket(socket.AF_UNIX).detach()
+    assert not events.adopt(other) and not events.is_listening
+    with pytest.raises(OSError):
+        os.fstat(other)
+
+
 def test_nothing_is_known_where_nobody_listens() -> None:
     closed = ProcEvents()
     closed.close()

@@ -353,7 +353,9 @@ def forever(run, *_, **__):
 main.run_suite = forever
 sys.exit(main.main(["vm"]))
 """
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+    # As a shell starts what is in its background.
+    ignoring = ["env", "--ignore-signal=INT", sys.executable, "-c", script]
+    with subprocess.Popen(ignoring, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         pid = int(process.stdout.readline().partition("| ")[2])
         process.send_signal(signal.SIGTERM)

@@ -50,7 +50,7 @@ lint: $(VENV_STAMP) ## format, lint, types, shell scripts
 	$(VENV)/bin/shellcheck agentrun/front/agentrun.in agentrun/front/install.sh tests/demo/run
 
 native-test: $(VENV_STAMP) bpf ## unit and contract tests, without a VM (root makes them complete)
-	$(VENV)/bin/python -m pytest -q --durations=10
+	$(VENV)/bin/python -m pytest -q --durations=10 $(TESTS)
 
 vm-test: bpf ## integration tests on real docker, podman, containerd, runc and crun, in guests of both kinds
 	tests/run vm

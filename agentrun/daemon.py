@@ -29,11 +29,9 @@ from agentrun.ingester import Ingester
 from agentrun.live import Call, Part
 from agentrun.loop import Loop
 from agentrun.paths import Paths
-from agentrun.procevents import ProcEvents
+from agentrun.procwatch import ProcWatch
 
 _CGROUP_RETRY_S = 0.002  # a slot is there a moment before its cgroup
-_PROC_EVENTS = "proc-events"  # the name of its socket, while systemd holds it
-_PROC_EVENTS_S = 1.0  # so often what is queued is read; in between, when a status is asked for
 _LOOK_AGAIN_S = 0.01  # for a call by hand, whose runtime takes a while to become the command
 _LOOKS = 20
 _SWEEP_S = 10.0  # what an event should have told and did not
@@ -60,8 +58,7 @@ class Daemon(Loop):
         self._directories: dict[int, str] = {}
         self._pid_files: dict[str, Call] = {}
         self.ingester = Ingester(paths)
-        self.proc_events = ProcEvents()
-        self.returns = False  # when it ends, systemd starts it again, and holds what it needs for that
+        self.proc_watch = ProcWatch(self, paths)
         self._net_counts = NetCounts()
 
     def run(self) -> None:
@@ -74,30 +71,15 @@ class Daemon(Loop):
             pass
         systemd.notify("STOPPING=1")
         self.ingester.stop()
-        if self.returns:
-            self.proc_events.leave()  # what ends until the next start waits there
-        else:
-            self.proc_events.close()
+        self.proc_watch.close()
+        if self.proc_watch.returns:
+            self._leave_pids()
 
-    def keep_proc_events(self) -> None:
-        """Have the kernel tell of processes from now on; without, some short calls have no exit status."""
-        stored = systemd.kept().get(_PROC_EVENTS)
-        try:
-            if stored is None or not self.proc_events.adopt(stored):
-                self.proc_events.start()
-        except OSError as error:
-            log.warn(
-                self.paths,
-                "the kernel does not tell of processes: no exit code of calls that end at once",
-                error=str(error),
-            )
-            return
-        self.returns = systemd.keep(_PROC_EVENTS, self.proc_events.fileno())
-        self._read_proc_events()
-
-    def _read_proc_events(self) -> None:
-        self.proc_events.read()
-        self.later(_PROC_EVENTS_S, self._read_proc_events)
+    def _leave_pids(self) -> None:
+        """Note what the next start may not find: an engine removes the pid file of a call that has ended."""
+        for call in self.live.values():
+            if call.main_pid is not None:
+                self.note(call, main_pid=call.main_pid)
 
     # Finding calls.
 
@@ -237,7 +219,7 @@ class Daemon(Loop):
     def _find_main_process(self, call: Call) -> None:
         if call.main_pidfd is not None or call.status is not None or call.over:
             return
-        call.main_pid = processes.read_pid(call.state.get("pid_file")) or call.main_pid
+        call.main_pid = processes.read_pid(call.state.get("pid_file")) or call.main_pid or _noted_pid(call)
         pid = call.main_pid or self._only_process(call)
         pidfd = None if pid is None else processes.pidfd_in(pid, call.cgroup, self.paths.cgroup_root)
         if pidfd is None:
@@ -281,7 +263,7 @@ class Daemon(Loop):
         """Whether the exit status is known."""
         if call.status is not None:
             return True
-        call.status = exitstatus.find(call, self.proc_events)
+        call.status = exitstatus.find(call, self.proc_watch.events)
         if call.status is None:
             return False
         call.unsaved |= verdict.describe_status(call.status)
@@ -310,7 +292,7 @@ class Daemon(Loop):
         if calls.is_starting(call.state):
             return
         call.ended_at = call.ended_at or time.time()
-        if not self._read_status(call) and exitstatus.may_come(call, self.proc_events):
+        if not self._read_status(call) and exitstatus.may_come(call, self.proc_watch.events):
             call.tries += 1
             self.later(exitstatus.retry_s(call.tries), lambda: self._check_end(call))
             return
@@ -381,6 +363,12 @@ class Daemon(Loop):
             session.waiting()  # forgets those whose runtime was killed
             session.forget_if_gone()
         self.later(_SWEEP_S, self._sweep)
+
+
+def _noted_pid(call: Call) -> int | None:
+    """What an agentrund that was stopped knew (`_leave`)."""
+    pid = call.state.get("main_pid")
+    return pid if isinstance(pid, int) else None
 
 
 def _stamp(path: str) -> tuple[int, int] | None:

@@ -21,6 +21,14 @@ cannot be had is a failure. Else the full guest does the fast one's work, and wi
 """
 
 
+# Two processes that take about as long: calls by the thousand, and all else, which mostly waits.
+_BUSY = ("tests/contract/test_exec.py", "tests/contract/test_load.py")
+NATIVE = {
+    "native-calls": " ".join(("-p no:cacheprovider", *_BUSY)),
+    "native-rest": " ".join(f"--ignore={path}" for path in _BUSY),
+}
+
+
 def parsed(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="tests/run", description="Run the test suite, or parts of it.", epilog=EPILOG,
@@ -68,7 +76,11 @@ def run_suite(run: Run, processes: Processes, parts: list[Part], *, with_native:
     guests = Guests(processes, frozenset(needed))
     guests.build()
     if with_native:
-        steps = [run.step(name, ["make", name]) for name in ("lint", "native-test")]
+        steps = [run.step(name, ["make", name]) for name in ("lint", "bpf")]
+        if all(step.is_good for step in steps):
+            steps = run.steps(
+                {name: ["make", "native-test", f"TESTS={tests}"] for name, tests in NATIVE.items()}
+            )
         if not all(step.is_good for step in steps):
             print("vm tests: not run, for what comes before them failed", flush=True)
             return

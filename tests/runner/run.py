@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from runner.guests import Guests, is_ci
 from runner.parts import Guest, Part, Turn, longest_first, next_turn, room, title
@@ -30,6 +31,12 @@ class Run:
     def step(self, name: str, argv: Sequence[str]) -> Result:
         """A step on this machine."""
         return self._keep(self._stream(Result(name), argv))
+
+    def steps(self, commands: Mapping[str, Sequence[str]]) -> list[Result]:
+        """Steps on this machine, side by side."""
+        before = len(self.results)
+        side_by_side([functools.partial(self.step, *command) for command in commands.items()], _nothing)
+        return self.results[before:]
 
     def parts(self, parts: Sequence[Part], guests: Guests, jobs: int) -> None:
         """All parts, so many side by side, the longest first; then the few tests that failed once more."""
@@ -98,6 +105,21 @@ class Run:
         return result
 
 
+def _nothing() -> None:
+    """What is done every second where nothing is to be said."""
+
+
+def side_by_side(actions: Sequence[Callable[[], object]], every_second: Callable[[], None]) -> None:
+    """Do all of them, each in a thread."""
+    threads = [threading.Thread(target=action, daemon=True) for action in actions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        while thread.is_alive():
+            thread.join(1)  # a signal's handler may end the run meanwhile
+            every_second()
+
+
 class Queue:
     """Parts that wait for a place and for their guest."""
 
@@ -109,16 +131,15 @@ class Queue:
 
     def work(self) -> None:
         """Run all of them; returns when the last has ended."""
-        workers = [threading.Thread(target=self._worker, daemon=True) for _ in range(self._jobs)]
-        for worker in workers:
-            worker.start()
         said = self._run.wall_s()
-        for worker in workers:
-            while worker.is_alive():
-                worker.join(1)  # a signal's handler may end the run meanwhile
-                if self._run.wall_s() - said > SAY_S:
-                    said = self._run.wall_s()
-                    tell("vm tests", self._now())
+
+        def say() -> None:
+            nonlocal said
+            if self._run.wall_s() - said > SAY_S:
+                said = self._run.wall_s()
+                tell("vm tests", self._now())
+
+        side_by_side([self._worker] * self._jobs, say)
         if self._error is not None:
             raise self._error
 

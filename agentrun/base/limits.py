@@ -21,7 +21,7 @@ TIER_PRIORITY = 100
 # victims (oom_badness in mm/oom_kill.c), so that an agent is picked only where it is larger by that.
 OOM_SCORE_ADJ = 500
 # Seconds that a call may wait before it starts. docker gives a healthcheck's exec 30 s to start, and is the
-# least patient of the engines (docs/enforcement-memory.md).
+# least patient of the engines (docs/memory.md).
 ADMISSION_WAIT = 10.0
 ADMISSION_WAIT_MOST = 20.0
 

@@ -80,7 +80,7 @@ _FACTOR = click.FloatRange(0.01, 10)
 def replay(**given: Any) -> None:
     """Replay agents' sessions as real processes in real containers, and measure.
 
-    TRACE is a file in the form of docs/evaluation.md, a .jsonl of `agentrunctl calls --json`, or
+    TRACE is a file in the form of docs/replay.md, a .jsonl of `agentrunctl calls --json`, or
     synthetic:PROFILE. Each is one session (records: one for each container) of tier `normal`;
     --tier makes one of another tier.
     """

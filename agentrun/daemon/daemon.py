@@ -33,14 +33,12 @@ from agentrun.daemon import containerend, exitstatus
 from agentrun.daemon.call import Call
 from agentrun.daemon.ingester import Ingester
 from agentrun.daemon.part import Part
+from agentrun.daemon.procwatch import ProcWatch
 from agentrun.kernel import inotify, processes
-from agentrun.kernel.procevents import ProcEvents
 from agentrun.service import systemd
 from agentrun.service.loop import Loop
 
 _CGROUP_RETRY_S = 0.002  # a slot is there a moment before its cgroup
-_PROC_EVENTS = "proc-events"  # the name of its socket, while systemd holds it
-_PROC_EVENTS_S = 1.0  # so often what is queued is read; in between, when a status is asked for
 _LOOK_AGAIN_S = 0.01  # for a call by hand, whose runtime takes a while to become the command
 _LOOKS = 20
 _SWEEP_S = 10.0  # what an event should have told and did not
@@ -67,8 +65,7 @@ class Daemon(Loop):
         self._directories: dict[int, str] = {}
         self._pid_files: dict[str, Call] = {}
         self.ingester = Ingester(paths)
-        self.proc_events = ProcEvents()
-        self.returns = False  # when it ends, systemd starts it again, and holds what it needs for that
+        self.proc_watch = ProcWatch(self, paths)
         self._net_counts = NetCounts()
 
     def run(self) -> None:
@@ -81,41 +78,15 @@ class Daemon(Loop):
             pass
         systemd.notify("STOPPING=1")
         self.ingester.stop()
-        self._leave()
+        self.proc_watch.close()
+        if self.proc_watch.returns:
+            self._leave_pids()
 
-    def _leave(self) -> None:
-        """End, and leave to the next start what tells how the calls that live now will have ended."""
-        if not self.returns:
-            self.proc_events.close()
-            return
-        self.proc_events.leave()  # what ends meanwhile waits there
+    def _leave_pids(self) -> None:
+        """Note what the next start may not find: an engine removes the pid file of a call that has ended."""
         for call in self.live.values():
-            if (
-                call.main_pid is not None
-            ):  # the pid file may be gone by then, and who forked it was told to us
+            if call.main_pid is not None:
                 self.note(call, main_pid=call.main_pid)
-
-    def keep_proc_events(self) -> None:
-        """Have the kernel tell of processes from now on; without, some short calls have no exit status."""
-        stored = systemd.kept().get(_PROC_EVENTS)
-        try:
-            if stored is not None and self.proc_events.adopt(stored):
-                self.returns = True
-            else:
-                self.proc_events.start()
-                self.returns = systemd.keep(_PROC_EVENTS, self.proc_events.fileno())
-        except OSError as error:
-            log.warn(
-                self.paths,
-                "the kernel does not tell of processes: no exit code of calls that end at once",
-                error=str(error),
-            )
-            return
-        self._read_proc_events()
-
-    def _read_proc_events(self) -> None:
-        self.proc_events.read()
-        self.later(_PROC_EVENTS_S, self._read_proc_events)
 
     # Finding calls.
 
@@ -299,7 +270,7 @@ class Daemon(Loop):
         """Whether the exit status is known."""
         if call.status is not None:
             return True
-        call.status = exitstatus.find(call, self.proc_events)
+        call.status = exitstatus.find(call, self.proc_watch.events)
         if call.status is None:
             return False
         call.unsaved |= verdict.describe_status(call.status)
@@ -328,7 +299,7 @@ class Daemon(Loop):
         if slots.is_starting(call.state):
             return
         call.ended_at = call.ended_at or time.time()
-        if not self._read_status(call) and exitstatus.may_come(call, self.proc_events):
+        if not self._read_status(call) and exitstatus.may_come(call, self.proc_watch.events):
             call.tries += 1
             self.later(exitstatus.retry_s(call.tries), lambda: self._check_end(call))
             return

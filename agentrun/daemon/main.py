@@ -56,7 +56,7 @@ def _keep_memory(paths: Paths) -> None:
 
 def _show_presence(daemon: Daemon, lock: int) -> None:
     """Show on our lock that we are here, for those who meet a call's end while we are restarted."""
-    agentrund.note_daemon_is_near(lock, returns=daemon.returns)
+    agentrund.note_daemon_is_near(lock, returns=daemon.proc_watch.returns)
     daemon.later(_PRESENCE_S, lambda: _show_presence(daemon, lock))
 
 
@@ -84,7 +84,7 @@ def main() -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: daemon.stop())  # before the lock tells others that we live
         _keep_memory(paths)
-        daemon.keep_proc_events()  # early: what ends while we look for calls is told of
+        daemon.proc_watch.start()  # early: what ends while we look for calls is told of
         lock = take_lock(paths)
         _show_presence(daemon, lock)
         teller = Teller(daemon)
@@ -113,7 +113,7 @@ def main() -> None:
         status.sources |= {
             "keeper": teller.link.check,
             "events": events.status,
-            "proc_events": daemon.proc_events.status,
+            "proc_events": daemon.proc_watch.events.status,
             "scheduler": scheduler.status,
         }
         status.start()

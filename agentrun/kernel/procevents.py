@@ -96,8 +96,16 @@ class ProcEvents:
             raise
         self._socket = connector
 
-    def adopt(self, descriptor: int) -> bool:
-        """Go on with the socket of an earlier process, and with what was queued there since it ended.
+    def known(self) -> dict[str, Any]:
+        """What was read in the last seconds, for `adopt`; as JSON has it."""
+        both = (self._older, self._known)
+        return {
+            name: [list(item) for known in both for item in getattr(known, name).items()]
+            for name in _Known.__slots__
+        }
+
+    def adopt(self, descriptor: int, known: dict[str, Any]) -> bool:
+        """Go on with the socket of an earlier process, with what that had read, and what was queued since.
 
         Whether it is one; another is closed.
         """
@@ -108,6 +116,11 @@ class ProcEvents:
             return False
         connector.setblocking(False)
         self._socket = connector
+        for pid, (status, at_ns) in known.get("exits", ()):
+            self._known.exits[pid] = Exit(status, at_ns)
+        self._known.executed |= dict(known.get("executed", ()))
+        for parent, children in known.get("children", ()):
+            self._known.children.setdefault(parent, []).extend((at, pid) for at, pid in children)
         return True
 
     def fileno(self) -> int:

@@ -1,6 +1,6 @@
 """The frame of a policy file: problems with their places, and types that hold others (tables, maps, lists).
 
-One description serves the compiler, the JSON Schema in `configs/` and the reference in `docs/policy.md`. A
+One description serves the compiler, the JSON Schema in `configs/` and `docs/policy-reference.md`. A
 type reads a node into its compiled form, or notes a problem at the node and returns None; so all problems
 of a file are found in one pass. Single values are in `policyvalues`.
 """

@@ -7,6 +7,14 @@ from typing import Any
 from agentrun.policy.frame import Many, MapOf, Table, Type
 from agentrun.policy.spec import POLICY
 
+HEAD = """\
+<!-- `agentrunctl policy reference` prints this file; a test compares the two. -->
+# Policy reference
+
+This page lists every key of the files in `/etc/agentrun/policy.d`. [policy.md](policy.md) explains how the
+keys work together, and [how values are written](policy.md#values).
+"""
+
 
 def json_schema() -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of one policy file."""
@@ -19,15 +27,15 @@ def json_schema() -> dict[str, Any]:
 
 
 def reference() -> str:
-    """Every key of a policy file, as Markdown tables."""
-    lines: list[str] = []
+    """The whole of `docs/policy-reference.md`: every key of a policy file, as Markdown tables."""
+    lines = [HEAD]
     _section(lines, "Top level", "", POLICY)
     return "\n".join(lines)
 
 
 def _section(lines: list[str], title: str, prefix: str, table: Table) -> None:
     lines += [
-        f"### {title}",
+        f"## {title}",
         "",
         "| key | type | unit | default | meaning | example |",
         "|---|---|---|---|---|---|",

@@ -1,6 +1,6 @@
 """Every key of a policy file: what it takes, what it means, its default and an example.
 
-The compiler reads by these tables; `configs/policy.schema.json` and the reference in `docs/policy.md` are
+The compiler reads by these tables; `configs/policy.schema.json` and `docs/policy-reference.md` are
 made from them (`agentrunctl policy schema`, `agentrunctl policy reference`).
 """
 

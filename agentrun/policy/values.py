@@ -151,7 +151,8 @@ class Amount:
     @property
     def label(self) -> str:
         kinds = {"memory": "size", "cpu": "CPUs", "pids": "count"}
-        return f"{kinds[self.unit]} or percent of {' or '.join(self.wholes)}"
+        shares = f" or percent of {' or '.join(self.wholes)}" if self.wholes else ""
+        return kinds[self.unit] + shares
 
     def _what(self) -> str:
         examples = {

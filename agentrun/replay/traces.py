@@ -1,6 +1,6 @@
 """Traces of agents at work: how much memory and CPU a container used, and when its tool calls ran.
 
-The form (one JSON object a file) is that of docs/evaluation.md:
+The form (one JSON object a file) is that of docs/replay.md:
 
     name         text
     samples      [[seconds, bytes, cpu percent], ...] by time; the third number is optional

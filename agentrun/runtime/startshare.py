@@ -2,7 +2,7 @@
 
 Until the backend has placed a call, the runtime runs where its engine does, with the engine's share. That is
 55 to 65 million instructions, most of them to start Python, and on a host whose CPUs are busy they were
-taken from HIGH, also for calls of LOW (docs/enforcement-cpu.md). So a tier with less than the usual
+taken from HIGH, also for calls of LOW (docs/cpu.md). So a tier with less than the usual
 `cpu.weight` has its starts in a cgroup of that weight, beside the slices of the host:
 
     /sys/fs/cgroup/agentrun-starts-5

@@ -9,7 +9,6 @@ import os
 import platform
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from pairs import HEADER
@@ -75,10 +74,9 @@ def main() -> None:
     native += "\n" + output([sys.executable, "tests/bench/feedback.py", "native", str(min(pairs, TEXTS))])
     rows, versions = measure_in_guest("full", pairs)
     fast_rows, fast_versions = measure_in_guest("fast", pairs)
-    when = time.strftime("%Y-%m-%d", time.gmtime())
     where = f"Linux {platform.release()}, Python {platform.python_version()}"
     guests = f"Emulated (no KVM): {versions}. Fast guest (User-Mode Linux): {fast_versions}"
-    note = f"{when}, `PAIRS={pairs} make bench`. {guests}. Natively: {where}."
+    note = f"`PAIRS={pairs} make bench`. {guests}. Natively: {where}."
     table = f"{HEADER}\n{rows}\n{fast_rows}\n{native}\n\n{note}"
     write_page(table)
     print(table)

@@ -1,6 +1,6 @@
-"""The plot of docs/evaluation.md: every run of `make bench-isolation` as a dot.
+"""The plots of docs/data/isolation.md: every run of `make bench-isolation` as a dot.
 
-    pip install -e '.[plots]'; python3 tests/bench/isolation_plot.py RUNS.jsonl docs/isolation.svg
+    pip install -e '.[plots]'; python3 tests/bench/isolation_plot.py RUNS.jsonl docs/data/isolation.svg
 
 One row of panels a mix: HIGH's P95 as a multiple of HIGH alone, and when the last LOW session was done. A run
 in which something was lost stands as a cross at the right edge.

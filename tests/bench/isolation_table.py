@@ -1,4 +1,4 @@
-"""Pure: the table of docs/evaluation.md from the rows of `make bench-isolation`, and what QUICK=1 checks.
+"""Pure: the tables of docs/data/isolation.md from rows of `make bench-isolation`, and what QUICK=1 checks.
 
 `python3 tests/bench/isolation_table.py FILE [SECTION]` prints the tables of a file of rows, and puts them in
 that section of the page (`isolation`, `isolation-counted`).
@@ -16,7 +16,7 @@ from typing import Any
 
 from page import write_between
 
-PAGE = Path(__file__).parents[2] / "docs/evaluation.md"
+PAGE = Path(__file__).parents[2] / "docs/data/isolation.md"
 Row = Mapping[str, Any]
 HEADER = (
     "| mix | arm | runs | all done | OOM kills | agents killed in | run again | HIGH P95 by alone "

@@ -26,7 +26,7 @@ from clocks import CLOCKS
 from page import write_between
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs/enforcement-memory.md"
+PAGE = ROOT / "docs/data/memory-arms.md"
 VM = ["tests/vm/vm"]
 # Those that need our scheduler stand together: to load it takes longer than a run.
 YIELDING = ["polling-weights", "controller", "controller-bpf", "controller-park", "park-timer", "park-hook"]

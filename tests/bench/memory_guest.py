@@ -4,7 +4,7 @@
 
 A cgroup of 600 MB holds three containers of one call each: HIGH takes 280 MB, two LOW 265 MB each (the burst:
 half of all that). Nobody is told what they need. One JSON object a run on stdout. See
-docs/enforcement-memory.md. With RECORD=FILE the controller's snapshots of the last run are kept there; COST=1
+docs/data/memory-arms.md. With RECORD=FILE the controller's snapshots of the last run are kept there; COST=1
 counts how often the kernel ran our program at a charge, and for how long (which takes time itself).
 """
 

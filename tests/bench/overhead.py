@@ -1,4 +1,4 @@
-"""What agentrun costs while nothing contends; rewrites its table in docs/evaluation.md.
+"""What agentrun costs while nothing contends; rewrites its table in docs/benchmarks.md.
 
     python3 tests/bench/overhead.py [idle] [load]
     also: SECONDS=60 RUNS=3 PAIRS=10 WHERE=native,vm INSTANCE=overhead
@@ -15,7 +15,6 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from clocks import CLOCKS
 from page import write_between
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs/evaluation.md"
+PAGE = ROOT / "docs/benchmarks.md"
 RESULTS = ROOT / "docs/data/overhead.jsonl"
 GUEST = "tests/bench/overhead_guest.py"
 MARK = "overhead"
@@ -114,9 +113,8 @@ def main(show: Callable[[str], None] = print) -> None:
         results += measure([*vm, "idle", seconds, runs], "emulated VM")
     if "load" in parts and "vm" in places:
         results += measure([*counted_vm, "load", pairs], "VM, time by instructions")
-    when = time.strftime("%Y-%m-%d", time.gmtime())
     command = f"SECONDS={seconds} RUNS={runs} PAIRS={pairs} python3 tests/bench/overhead.py"
-    text = f"{table(kept(results))}\n\n{when}, `{command}`"
+    text = f"{table(kept(results))}\n\n`{command}`"
     write_between(PAGE, MARK, text)
     show(text)
 

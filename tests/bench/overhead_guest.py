@@ -3,7 +3,7 @@
     python3 tests/bench/overhead_guest.py idle SECONDS [REPEATS]
     python3 tests/bench/overhead_guest.py load PAIRS       # needs agentrun, crun, the VM's root file systems
 
-One JSON object a measurement on stdout. See docs/evaluation.md, "Overhead".
+One JSON object a measurement on stdout. See docs/benchmarks.md.
 """
 
 from __future__ import annotations

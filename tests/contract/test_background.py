@@ -94,3 +94,30 @@ def test_background_of_a_call_whose_end_nobody_saw_is_found_at_the_restart(node)
     node.start()
     record = node.record(call_id)
     assert record["background"]["action"] == "kill" and record["end"] - record["start"] < 6
+
+
+def cpu_s(pid: int) -> float:
+    """The CPU time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+LINGERING = {
+    "a child": "sleep 1000 & exit 3",
+    "a session of its own": "setsid sleep 1000 & exit 3",
+    "stopped": "sh -c 'kill -STOP $$' & sleep 0.1; exit 3",
+    "many": "for i in 1 2 3 4 5 6 7 8; do sleep 1000 & done; exit 3",
+}
+
+
+@pytest.mark.parametrize("name", LINGERING)
+def test_what_lingers_costs_agentrund_no_cpu(node, name):
+    """The first process is reaped: its pidfd reports EPOLLHUP for as long as it is watched."""
+    node.start()
+    assert node.daemon
+    node.call("sh", "-c", LINGERING[name])
+    node.processes[-1].wait(timeout=10)
+    live(node, lambda row: row.get("background"))
+    before = cpu_s(node.daemon.pid)
+    time.sleep(3)
+    assert cpu_s(node.daemon.pid) - before < 0.3

@@ -1,6 +1,6 @@
 """Guarantees that are not used: what the kernel lends by itself, and why the agent's reserve is not lent.
 
-Plain cgroups, no engine: these are facts about the kernel that docs/enforcement-memory.md relies on.
+Plain cgroups, no engine: these are facts about the kernel that docs/memory.md relies on.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ def test_recorded_run_is_decided_as_it_was(path):
     assert waited == {"low1", "low2"} and least > 0
 
 
-CHANGES_S = 0.6  # as docs/enforcement-memory.md says: a call is frozen at most once in so long
+CHANGES_S = 0.6  # as docs/memory.md says: a call is frozen at most once in so long
 
 
 def assert_stable(story: list[Snapshot]) -> None:

@@ -1,10 +1,10 @@
 """Who may import whom, and who alone may do what. A package is light or heavy as a whole.
 
-The six light packages are the hot path: they import builtins of the interpreter only, and the bundle is exactly
-they, but for what is imported later on purpose (LATER). Two imports leave them, both inside a function (SEAMS).
+The six light packages are the hot path: they import builtins of the interpreter only, and the bundle is just
+these, but for what is imported later on purpose (LATER). Two imports leave them, inside a function (SEAMS).
 
-Where the code needs more than "only X does Y", a table here says who and why. Cgroup files are written through
-`Cgroup`, by `kernel.killing` as well; who opens one itself is in WRITERS, as is all that opens a file for
+Where the code needs more than "only X does Y", a table here says who and why. Cgroup files are written by way
+of `Cgroup`, by `kernel.killing` as well; who opens one itself is in WRITERS, as is all that opens a file for
 writing. `calls.netmark` looks at bpffs (one readdir: bpf(2) would need ctypes) and changes nothing there. Two
 modules have netlink sockets, of two protocols: `net.netlink` (rtnetlink) and `kernel.procevents` (the proc
 connector). `front` is no package: it starts the hot path, and becomes the backend where that is broken.

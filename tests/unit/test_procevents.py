@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -32,6 +33,15 @@ def told(events: ProcEvents, pid: int, since_ns: int) -> procevents.Exit:
     """What is told of a process; that comes a moment after its parent can reap it."""
     deadline = time.monotonic() + 5
     while (found := events.exit_of(pid, since_ns)) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    return found
+
+
+def started(events: ProcEvents, runtime: int, since_ns: int) -> procevents.Exit:
+    """What is told of the process that a runtime started."""
+    deadline = time.monotonic() + 5
+    while (found := events.exit_of_started(runtime, since_ns)) is None:
         assert time.monotonic() < deadline
         time.sleep(0.001)
     return found
@@ -97,11 +107,7 @@ def test_process_that_a_runtime_started_is_found_by_its_descent(
     runtime = subprocess.Popen([sys.executable, "-c", RUNTIME, kind, "sh", "-c", script])
     runtime.wait()
     told(events, runtime.pid, before)
-    deadline = time.monotonic() + 5
-    while (found := events.exit_of_started(runtime.pid, before)) is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-    assert found.status == 3 << 8
+    assert started(events, runtime.pid, before).status == 3 << 8
     assert events.exit_of_started(runtime.pid, time.monotonic_ns()) is None
 
 
@@ -140,20 +146,32 @@ def test_queue_that_was_too_short_is_counted_and_read_on(events: ProcEvents) -> 
 def test_socket_of_an_earlier_process_has_what_ended_meanwhile(events: ProcEvents) -> None:
     before = time.monotonic_ns()
     held = os.dup(events.fileno())
+    command = [sys.executable, "-c", RUNTIME, "crun", "sh", "-c", "read -r _; exit 3"]
+    running = subprocess.Popen(command, stdin=subprocess.PIPE)
+    running.wait()  # its process waits on its stdin
+    first = subprocess.Popen(["sh", "-c", "exit 5"])
+    first.wait()
+    told(events, first.pid, before)
+    time.sleep(0.1)
+    events.read()
+    known = json.loads(json.dumps(events.known()))
     events.leave()
     assert not events.is_listening
     process = subprocess.Popen(["sh", "-c", "exit 6"])
     process.wait()
+    running.communicate(b"\n")
     later = ProcEvents()
-    assert later.adopt(held)
+    assert later.adopt(held, known)
     assert told(later, process.pid, before).status == 6 << 8
+    assert told(later, first.pid, before).status == 5 << 8
+    assert started(later, running.pid, before).status == 3 << 8
     later.close()
 
 
 def test_descriptor_that_is_another_is_closed() -> None:
     events = ProcEvents()
     other = socket.socket(socket.AF_UNIX).detach()
-    assert not events.adopt(other) and not events.is_listening
+    assert not events.adopt(other, {}) and not events.is_listening
     with pytest.raises(OSError):
         os.fstat(other)
 

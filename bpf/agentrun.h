@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * The contract between the BPF programs and agentrun/bpf/types.py: fixed widths, explicit padding, no bit
- * fields. tests/unit/test_bpf_types.py compares the two by the BTF of build/align.bpf.o.
+ * fields. tests/unit/bpf/test_types.py compares the two by the BTF of build/align.bpf.o.
  */
 #ifndef AGENTRUN_H
 #define AGENTRUN_H

@@ -1,6 +1,6 @@
 """agentrund, with every snapshot of its controller written to a file: `recording_daemon.py FILE`.
 
-One JSON object a line; `tests/unit/test_decisions_recorded.py` plays such recordings again.
+One JSON object a line; `tests/unit/daemon/controller/test_decisions_recorded.py` plays such recordings again.
 """
 
 from __future__ import annotations

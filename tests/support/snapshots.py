@@ -76,7 +76,7 @@ def is_frozen(memory: Memory, key: str) -> bool:
     return memory.held.get(key, Held()).frozen_at is not None
 
 
-RECORDINGS = sorted((Path(__file__).parents[1] / "unit" / "snapshots").glob("*.jsonl"))
+RECORDINGS = sorted((Path(__file__).parents[1] / "data/snapshots").glob("*.jsonl"))
 
 
 def read_snapshot(line: str) -> Snapshot:

@@ -15,7 +15,7 @@ from agentrun.decision import inforce
 from agentrun.oci import backend
 from agentrun.policy import hostconfig
 
-TREE = Path(__file__).parents[2]
+TREE = Path(__file__).parents[3]
 GOOD = 'version = 1\nbackends = ["/bin/true"]\n'
 
 
@@ -95,7 +95,7 @@ def test_published_schema_knows_every_key():
 
 
 def test_shipped_configuration_is_the_default(paths, tmp_path):
-    text = (Path(__file__).parents[2] / "configs/config.toml").read_text()
+    text = (Path(__file__).parents[3] / "configs/config.toml").read_text()
     write(paths, text.replace('["runc", "crun"]', '["/bin/true"]'))
     compiled, default = hostconfig.compile_file(paths).to_json(), hostconfig.builtin().to_json()
     for data in (compiled, default):

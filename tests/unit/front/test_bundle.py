@@ -12,7 +12,7 @@ import pytest
 
 from agentrun.front import bundle
 
-TREE = Path(__file__).parents[2]
+TREE = Path(__file__).parents[3]
 PROGRAM = TREE / "agentrun/front/bundle.py"
 ENTRY = bundle.ENTRY.removeprefix("agentrun.").replace(".", "/") + ".py"
 

@@ -23,7 +23,7 @@ from runner.processes import EndedError, Processes
 from runner.results import LOST_GUEST, Result, to_run_again
 from runner.run import PYTEST, Run
 
-TREE = Path(__file__).parents[2]
+TREE = Path(__file__).parents[3]
 LONG, SHORT = Part("long", Guest.FULL, 9, ("bpf",)), Part("short", Guest.FAST, 2, ("engines",))
 READY = dict.fromkeys(Guest, State.READY)
 TESTS = """

@@ -16,7 +16,7 @@ from agentrun.cgroups.cgroup import Cgroup
 from agentrun.client import VERDICTS
 from agentrun.decision.plan import Plan
 
-TREE = Path(__file__).parents[2]
+TREE = Path(__file__).parents[3]
 SCHEMA = json.loads((TREE / "configs/record.schema.json").read_text())
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 STATE = {"id": "0" * 19, "start": 1.0, "calls": "/sys/fs/cgroup/not-there"}

@@ -14,7 +14,7 @@ import pytest
 from agentrun.bpf import elf, snapshot, types
 from agentrun.bpf.btf import _STRUCT, _Btf
 
-BPF = Path(__file__).parents[2] / "bpf"
+BPF = Path(__file__).parents[3] / "bpf"
 Struct = tuple[int, list[tuple[str, int]]]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fuzz_intents
+from fuzz import fuzz_intents
 
 
 def test_seed_corpus():

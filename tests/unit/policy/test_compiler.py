@@ -15,11 +15,11 @@ from agentrun.policy.compiler import PolicyError, compile_files, compile_texts
 from agentrun.policy.frame import Problem
 from agentrun.policy.reference import json_schema, reference
 
-TREE = Path(__file__).parents[2]
+TREE = Path(__file__).parents[3]
 READY = sorted((TREE / "configs/policy").glob("*.yaml"))
 
 # What is wrong, a file with it, and what people are told.
-MISTAKES = yaml.safe_load((Path(__file__).parent / "policy_mistakes.yaml").read_text())
+MISTAKES = yaml.safe_load((Path(__file__).parent / "mistakes.yaml").read_text())
 
 
 @pytest.mark.parametrize("case", MISTAKES, ids=[case["what"] for case in MISTAKES])

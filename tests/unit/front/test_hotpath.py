@@ -12,7 +12,7 @@ import pytest
 
 from agentrun.front import bundle
 
-TREE = Path(__file__).parents[2]
+TREE = Path(__file__).parents[3]
 PYTHON = "/usr/bin/python3" if shutil.which("/usr/bin/python3") else sys.executable
 SCRIPT = """
 import sys

@@ -12,7 +12,7 @@ from agentrun.cli.main import cli
 from agentrun.policy import hostconfig
 from agentrun.policy.cases import CaseError, run_file
 
-TREE = Path(__file__).parents[2]
+TREE = Path(__file__).parents[3]
 DEFAULT = str(TREE / "configs/policy/default.yaml")
 TENANTS = str(TREE / "configs/policy/multi-tenant.yaml")
 

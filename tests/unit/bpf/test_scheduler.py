@@ -12,7 +12,7 @@ from agentrun.base.errors import BpfError
 from agentrun.bpf import elf, scheduler
 from agentrun.bpf.scheduler import ExitKind, Memory
 
-BPF = Path(__file__).parents[2] / "bpf"
+BPF = Path(__file__).parents[3] / "bpf"
 STALL = ExitKind.ERROR_STALL
 
 

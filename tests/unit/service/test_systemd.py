@@ -13,7 +13,7 @@ import pytest
 
 from agentrun.service import systemd
 
-TREE = Path(__file__).parents[2]
+TREE = Path(__file__).parents[3]
 
 
 @pytest.fixture

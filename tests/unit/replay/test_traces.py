@@ -13,7 +13,7 @@ from agentrun.replay.schedule import Options, plan_session
 from agentrun.replay.synthetic import PROFILES, describe, synthesize
 from agentrun.replay.traces import TraceError, cpu_seconds, from_records, parse_trace, read_folder, read_trace
 
-DATA = Path(__file__).parents[1] / "data/traces"
+DATA = Path(__file__).parents[2] / "data/traces"
 
 
 def document(**changes: object) -> dict[str, object]:

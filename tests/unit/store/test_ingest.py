@@ -22,7 +22,7 @@ from agentrun.base.paths import Paths
 from agentrun.decision import inforce
 from agentrun.store import database, ingest, retention
 
-TREE = Path(__file__).parents[2]
+TREE = Path(__file__).parents[3]
 BIG = 1 << 30
 
 

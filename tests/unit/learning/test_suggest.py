@@ -25,7 +25,7 @@ from agentrun.learning.usage import LEAST_CALLS, usages
 from agentrun.oci.engine import SessionFacts
 from agentrun.policy import compiler
 
-TREE = Path(__file__).parents[2]
+TREE = Path(__file__).parents[3]
 POLICIES = sorted((TREE / "configs/policy").glob("*.yaml"))
 TEXT = """
 version: 1

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "vm"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "vm"))
 
 from vmlib import cli, fastdisk, machine, paths, uml, umlkernel
 from vmlib.errors import BuildError, UsageError

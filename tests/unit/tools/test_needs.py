@@ -14,7 +14,7 @@ import pytest
 from needs import UnknownNeedError, Wanted
 from runner.parts import PARTS, Guest, title
 
-TREE = Path(__file__).parents[2]
+TREE = Path(__file__).parents[3]
 
 
 @cache

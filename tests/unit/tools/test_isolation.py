@@ -14,7 +14,7 @@ from agentrun.replay.run import RunResult, SessionResult
 from agentrun.replay.schedule import SessionPlan
 from agentrun.replay.traces import Sample, ToolCall, Trace, read_folder
 
-TINY = read_folder(Path(__file__).parents[1] / "data/traces")
+TINY = read_folder(Path(__file__).parents[2] / "data/traces")
 
 
 @pytest.mark.parametrize("traces", [TINY, []], ids=["folder of any traces", "no traces"])

@@ -29,7 +29,7 @@ def collected(*options: str) -> frozenset[str]:
 
 
 def in_parts(tests: frozenset[str], guest: Guest | None) -> set[str]:
-    """Those of the tests that parts with that guest, or (None) targets of their own alone, have the files of."""
+    """Those of the tests in the files of parts with that guest, or (None) of targets of their own alone."""
     of_all = {name for part in PARTS if not part.is_own_target for name in part.files}
     of_own = {name for part in PARTS if part.is_own_target for name in part.files} - of_all
     of_guest = {

@@ -373,7 +373,7 @@ class Daemon(Loop):
 
 
 def _noted_pid(call: Call) -> int | None:
-    """What an agentrund that was stopped knew (`_leave`)."""
+    """What an agentrund that was stopped knew (`_leave_pids`)."""
     pid = call.state.get("main_pid")
     return pid if isinstance(pid, int) else None
 

@@ -56,7 +56,11 @@ def _keep_memory(paths: Paths) -> None:
 
 def _show_presence(daemon: Daemon, lock: int) -> None:
     """Show on our lock that we are here, for those who meet a call's end while we are restarted."""
-    agentrund.note_daemon_is_near(lock, returns=daemon.proc_watch.returns)
+    try:
+        agentrund.note_daemon_is_near(lock, returns=daemon.proc_watch.returns)
+    except OSError as error:
+        log.warn(daemon.paths, "a restart may cost exit codes: presence not shown", error=str(error))
+        return
     daemon.later(_PRESENCE_S, lambda: _show_presence(daemon, lock))
 
 

@@ -34,6 +34,7 @@ _KEEP_S = (
     5.0  # at least, after it was read; agentrund asks when it learns of a process, or of an empty cgroup
 )
 _KEEP_MOST = 10_000  # some 4 MB, twice
+_READ_MOST = 20_000  # messages in one go, some 50 ms: twice what the queue holds
 _DEEP = 3  # a runtime's child, its child (crun forks twice), and one more
 
 _NLMSGHDR = struct.Struct("=IHHII")
@@ -174,17 +175,20 @@ class ProcEvents:
         return at is not None and at >= since_ns
 
     def read(self) -> None:
-        """Take over what is queued, and forget what is old. Raises OSError where the socket is broken."""
+        """Take over what is queued, some of much, and forget what is old. Closes a socket that is broken."""
         self._forget()
         buffer = self._buffer
-        while self._socket is not None:
+        for _ in range(_READ_MOST):
+            if self._socket is None:
+                break
             try:
                 length = self._socket.recv_into(buffer)
             except BlockingIOError:
                 break
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
-                    raise
+                    self.leave()
+                    break
                 self.lost += 1  # messages were dropped (netlink.7); what is queued can be read
                 continue
             if length >= _HEAD + _EVENT.size:

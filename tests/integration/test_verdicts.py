@@ -253,6 +253,7 @@ def full_machine(spare_mib: int) -> Iterator[None]:
 
 
 @pytest.mark.needs("hugepages")
+@pytest.mark.parametrize("either", BOTH[:1], indirect=True, ids="-".join)  # it takes minutes
 def test_oom_of_the_whole_machine(either):
     """The kernel's own choice among all processes, made easy; what dies by itself meanwhile is no OOM."""
     with container(either) as made:

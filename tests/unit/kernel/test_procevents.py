@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -174,6 +175,19 @@ def test_descriptor_that_is_another_is_closed() -> None:
     assert not events.adopt(other, {}) and not events.is_listening
     with pytest.raises(OSError):
         os.fstat(other)
+
+
+def test_socket_that_is_broken_is_closed_and_ends_nothing(events: ProcEvents, monkeypatch) -> None:
+    class Broken:
+        def recv_into(self, _: object) -> int:
+            raise OSError(errno.EIO, "broken")
+
+        def close(self) -> None:
+            """It is closed."""
+
+    monkeypatch.setattr(events, "_socket", Broken())
+    events.read()
+    assert not events.is_listening and events.exit_of(1, 0) is None
 
 
 def test_nothing_is_known_where_nobody_listens() -> None:

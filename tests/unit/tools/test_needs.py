@@ -29,9 +29,13 @@ def collected(*options: str) -> frozenset[str]:
 
 
 def in_parts(tests: frozenset[str], guest: Guest | None) -> set[str]:
-    """Those of the tests that parts with that guest, or (None) targets of their own, have the files of."""
-    parts = [part for part in PARTS if (None if part.is_own_target else part.guest) is guest]
-    files = {f"tests/integration/test_{name}.py" for part in parts for name in part.files}
+    """Those of the tests in the files of parts with that guest, or (None) of targets of their own alone."""
+    of_all = {name for part in PARTS if not part.is_own_target for name in part.files}
+    of_own = {name for part in PARTS if part.is_own_target for name in part.files} - of_all
+    of_guest = {
+        name for part in PARTS if part.guest is guest and not part.is_own_target for name in part.files
+    }
+    files = {f"tests/integration/test_{name}.py" for name in (of_own if guest is None else of_guest)}
     return {test for test in tests if test.partition("::")[0] in files}
 
 

@@ -29,7 +29,8 @@ def load_bundle(path: str) -> None:
         return
     if not data.startswith(MAGIC_NUMBER):
         return
-    for name, code, is_package in marshal.loads(data[len(MAGIC_NUMBER) :]):  # noqa: S302 - our own file, root's
+    rows = marshal.loads(memoryview(data)[len(MAGIC_NUMBER) :])  # noqa: S302 - our own file, root's
+    for name, code, is_package in rows:
         module = type(sys)(name)
         sys.modules[name] = module
         parent, _, own_name = name.rpartition(".")

@@ -1,5 +1,5 @@
-"""`agentrunctl replay`: its options. What it does is in command.py, imported when it is used: it costs other
-commands nothing.
+"""`agentrunctl replay`: its options. What it does is in replay/command.py, imported when it is used: other
+commands pay nothing for it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`agentrunctl trace`: its options. What it does is in run.py, imported when it is used."""
+"""`agentrunctl trace`: its options. What it does is in trace/run.py, imported when it is used."""
 
 from __future__ import annotations
 

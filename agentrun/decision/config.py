@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agentrun.decision import match as policy
+from agentrun.decision.match import builtin as builtin_policy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -82,9 +82,6 @@ class Config:
             "oom_hold_ms": self.oom_hold_ms,
             "parking": self.parking,
         }
-
-
-builtin_policy = policy.builtin
 
 
 def from_json(data: Any) -> Config:

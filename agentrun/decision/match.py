@@ -1,6 +1,6 @@
 """Apply a compiled policy: which session is this, and which class does a call belong to. Pure.
 
-`policyfile` compiles `/etc/agentrun/policy.d/*.yaml` into the plain dictionaries read here. An amount in
+`policy.compiler` compiles `/etc/agentrun/policy.d/*.yaml` into the plain dictionaries read here. An amount in
 them is a number (bytes, CPUs, a count) or `[percent, "session" | "host" | "max"]`.
 """
 

@@ -26,7 +26,7 @@ def restricted_classes(policy: dict[str, Any]) -> list[str]:
 
 
 def findings(paths: Paths) -> Iterator[tuple[str, str, str]]:
-    """(level, what, text) of each thing that is looked at; see `doctor.Finding`."""
+    """(level, what, text) of each thing that is looked at; see `doctor.finding.Finding`."""
     loaded = inforce.load(paths)
     needing = restricted_classes(loaded.policy)
     need = f"; classes {', '.join(needing)} have a network profile that does not hold" if needing else ""

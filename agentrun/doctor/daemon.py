@@ -22,7 +22,7 @@ def daemon(paths: Paths) -> Iterator[Finding]:
 
 
 def daemon_findings(status: dict[str, Any] | None, now_s: float) -> Iterator[Finding]:
-    """What agentrund, which runs, says of itself (`daemonstatus.read`). Pure; `now_s` by CLOCK_MONOTONIC."""
+    """What agentrund, which runs, says of itself (`daemon.status.read`). Pure; `now_s` by CLOCK_MONOTONIC."""
     if status is None:
         yield Finding("note", "agentrund", "runs, but says nothing of itself (systemctl restart agentrund)")
         return

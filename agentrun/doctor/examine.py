@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from agentrun.base.paths import Paths
-from agentrun.bpf import scheduler as scx
+from agentrun.bpf import scheduler
 from agentrun.doctor import bpf as bpf_check
 from agentrun.doctor.daemon import daemon
 from agentrun.doctor.engines import engines
@@ -45,5 +45,5 @@ def _bpf(paths: Paths) -> Iterator[Finding]:
 
 
 def _scheduler(paths: Paths) -> Iterator[Finding]:
-    for level, text in scx.findings(paths):
+    for level, text in scheduler.findings(paths):
         yield Finding(level, "CPU scheduler", text)

@@ -8,7 +8,7 @@ container that nobody can delete); it is empty where the policy is to refuse. `-
 our own folder is put on the path here.
 """
 
-import _signal as signal  # type: ignore[import-not-found]  # the C module, as in handoff.py
+import _signal as signal  # type: ignore[import-not-found]  # the C module, as in oci/handoff.py
 import gc
 import marshal
 import posix

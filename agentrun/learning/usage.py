@@ -115,7 +115,7 @@ def spread(newest_first: Sequence[int]) -> Spread:
 
 
 def sample_of(row: Mapping[str, Any]) -> Sample | None:
-    """What a record teaches, given its fields by name (`learned.FIELDS`); None where it teaches nothing."""
+    """What a record teaches, given its fields by name (`samples.FIELDS`); None where it teaches nothing."""
     family = row.get("family")
     if not isinstance(family, str) or not family or row.get("mode") not in _MODES:
         return None

@@ -2,7 +2,7 @@
 
 One description serves the compiler, the JSON Schema in `configs/` and `docs/policy-reference.md`. A
 type reads a node into its compiled form, or notes a problem at the node and returns None; so all problems
-of a file are found in one pass. Single values are in `policyvalues`.
+of a file are found in one pass. Single values are in `values`.
 """
 
 from __future__ import annotations

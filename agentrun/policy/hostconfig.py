@@ -223,26 +223,26 @@ def compile_policy(paths: Paths) -> dict[str, Any] | None:
     if not names:
         return None
     try:
-        policyfile = _policyfile()
+        compiler = _compiler()
     except ImportError as error:
         raise ConfigError(f"read {paths.policy}: PyYAML cannot be imported: {error}") from error
     try:
-        compiled: dict[str, Any] = policyfile.compile_files([Path(paths.policy, name) for name in names])
-    except policyfile.PolicyError as error:
+        compiled: dict[str, Any] = compiler.compile_files([Path(paths.policy, name) for name in names])
+    except compiler.PolicyError as error:
         raise ConfigError(str(error)) from error
     return compiled
 
 
-def _policyfile() -> Any:
+def _compiler() -> Any:
     """The compiler; under `-S` the interpreter first has to learn where PyYAML is installed."""
     try:
-        from agentrun.policy import compiler as policyfile
+        from agentrun.policy import compiler
     except ImportError:
         import site
 
         site.main()
-        from agentrun.policy import compiler as policyfile
-    return policyfile
+        from agentrun.policy import compiler
+    return compiler
 
 
 def store(paths: Paths, config: Config) -> None:

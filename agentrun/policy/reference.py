@@ -1,4 +1,4 @@
-"""The JSON Schema of policy files and the reference of their keys, both made from `policyspec`."""
+"""The JSON Schema of policy files and the reference of their keys, both made from `spec`."""
 
 from __future__ import annotations
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
-from agentrun.base.units import RATE_LEAST as LEAST
-from agentrun.base.units import RATE_MOST as MOST
 from agentrun.base.units import (
+    RATE_LEAST,
+    RATE_MOST,
     parse_count,
     parse_duration,
     parse_number,
@@ -251,8 +251,8 @@ class Rate:
         rate = parse_rate(text)
         if rate is None:
             reading.expected(node, path, f"bits per second such as 10Mbit or 1Gbit{_rate_hint(text)}")
-        elif not LEAST <= rate <= MOST:
-            reading.expected(node, path, f"a rate from {show_rate(LEAST)} to {show_rate(MOST)}")
+        elif not RATE_LEAST <= rate <= RATE_MOST:
+            reading.expected(node, path, f"a rate from {show_rate(RATE_LEAST)} to {show_rate(RATE_MOST)}")
             return None
         return rate
 

@@ -18,8 +18,7 @@ import time
 
 from agentrun.base import agentrund, fastjson, files, log
 from agentrun.base.errors import RefusedError, StateError
-from agentrun.calls import names, slots
-from agentrun.calls import record as records
+from agentrun.calls import names, record, slots
 from agentrun.calls.session import count_waiting_before, open_calls
 from agentrun.cgroups.cgroup import Cgroup
 
@@ -224,14 +223,14 @@ def _refuse(paths: Paths, found: Container, state: dict[str, Any], waited: Waite
     from agentrun.feedback import text as feedback
 
     state = {**state, "waited": waited.describe(found.cgroup), "end": time.time()}
-    record = records.make(None, state, Cgroup(state["calls"]).child(waited.name))
+    made = record.make(None, state, Cgroup(state["calls"]).child(waited.name))
     templates = state["care"].get("templates") or {}
-    text = feedback.sentence("refused", record, templates)
-    record["feedback"] = [
+    text = feedback.sentence("refused", made, templates)
+    made["feedback"] = [
         {"event": "refused", "text": text, "at": state["end"], "delivered": True, "why": None}
     ]
     try:
-        records.append(paths, record)
+        record.append(paths, made)
     except (OSError, StateError) as error:
         log.warn(paths, "record lost", call=state["id"], error=str(error))
     return text

@@ -14,8 +14,7 @@ from agentrun.calls.session import open_calls
 from agentrun.cgroups import layout
 from agentrun.cgroups.cgroup import Cgroup
 from agentrun.decision import config, inforce, match
-from agentrun.oci import argv, container, errorlog, handoff
-from agentrun.oci import engine as session
+from agentrun.oci import argv, container, engine, errorlog, handoff
 from agentrun.runtime import exec as execcall
 from agentrun.runtime import startshare
 
@@ -80,7 +79,7 @@ def _start(host: Host, found: container.Container) -> None:
     if not found.is_running():
         return
     policy = host.config.policy
-    facts = session.facts_of(found, host.paths.cgroup_root, host.paths.root)
+    facts = engine.facts_of(found, host.paths.cgroup_root, host.paths.root)
     choice = match.select_session(policy, host.config.mode, facts)
     if choice.mode == "off":
         return

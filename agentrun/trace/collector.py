@@ -14,8 +14,8 @@ from typing import Any, Protocol
 from agentrun.base.errors import StateError
 from agentrun.base.paths import Paths
 from agentrun.calls import names
-from agentrun.calls import slots as calls
 from agentrun.calls.session import open_all, open_where
+from agentrun.calls.slots import is_starting
 from agentrun.cgroups import layout
 from agentrun.cgroups.cgroup import Cgroup
 from agentrun.trace.rows import AGENT, ENDED, LIVE, OTHERS, Row, Totals, add, since
@@ -171,7 +171,7 @@ class Collector:
             member.memory = member.cgroup.number("memory.current")
             member.peak = member.cgroup.number("memory.peak") or member.peak
         if member.state == LIVE and not (
-            is_there and (member.cgroup.is_populated() or calls.is_starting(member.call))
+            is_there and (member.cgroup.is_populated() or is_starting(member.call))
         ):
             member.state, member.memory = ENDED, None
 

@@ -1,4 +1,4 @@
-"""Rows as `learned` reads them, for tests of what is made of them."""
+"""Rows as `learning.samples` reads them, for tests of what is made of them."""
 
 from __future__ import annotations
 

@@ -58,17 +58,17 @@ class Starts(Part):
         if now - self._read_at < _EVERY_S or not _is_wanted(paths):
             return
         self._read_at = now
-        from agentrun.learning import samples as learned  # SQLite: see Ingester
+        from agentrun.learning import samples  # SQLite: see Ingester
 
         try:
-            samples = learned.samples(paths, time.time() - _SINCE_S, _ROWS)
+            newest = samples.samples(paths, time.time() - _SINCE_S, _ROWS)
         except AgentrunError as error:
             if str(error) != self._problem:
                 log.warn(paths, "what calls used cannot be read", error=str(error))
             self._problem = str(error)
             return
         self._problem = ""
-        self.known = {usage.kind: usage for usage in usages(samples)}
+        self.known = {usage.kind: usage for usage in usages(newest)}
 
 
 def _is_wanted(paths: Paths) -> bool:

@@ -31,7 +31,7 @@ uninstall: ## remove what install put there; configuration and records stay
 	rm -f $(DESTDIR)$(SBINDIR)/agentrund
 	rm -f $(addprefix $(DESTDIR)$(UNITDIR)/,agentrund.service agentrun-bpf.service agentrun-net.service \
 		agentrun-scx.service)
-	rm -rf $(addprefix $(DESTDIR)$(LIBEXECDIR),/ .new .old)
+	rm -rf $(DESTDIR)$(LIBEXECDIR) $(addprefix $(DESTDIR)$(LIBEXECDIR),.new .old)
 	[ -n '$(DESTDIR)' ] || rmdir /sys/fs/cgroup/agentrun-starts-* 2>/dev/null || true
 
 demo: ## show the main job: tool calls of one container, each in its own cgroup (DEMO=host: no VM)

@@ -39,7 +39,10 @@ def switch(new: str, live: str) -> None:
     else:
         os.rename(live, old)  # for a moment there is neither: the front then hands off as the policy says
         os.rename(new, live)
-    shutil.rmtree(old)
+    if os.path.islink(old):  # where it leads is left alone
+        os.unlink(old)
+    else:
+        shutil.rmtree(old)
 
 
 if __name__ == "__main__":

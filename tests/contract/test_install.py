@@ -167,3 +167,15 @@ def test_switch_puts_a_directory_in_the_place_of_another(tmp_path, monkeypatch, 
         switch.switch(str(new), str(live))
         assert [p.name for p in live.iterdir()] == [str(number)]
         assert [p.name for p in tmp_path.iterdir()] == ["live"]
+
+
+def test_switch_takes_the_place_of_a_link(tmp_path):
+    from agentrun.front import switch
+
+    for name in ("new", "elsewhere"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    (tmp_path / "live").symlink_to("elsewhere")
+    switch.switch(str(tmp_path / "new"), str(tmp_path / "live"))
+    assert [p.name for p in (tmp_path / "live").iterdir()] == ["new"]
+    assert (tmp_path / "elsewhere/elsewhere").exists()

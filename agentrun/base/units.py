@@ -3,6 +3,7 @@
 size      512M  2GiB  64KB  1.5g  4096B     bytes; K, M, G, T are powers of 1024, as in systemd and docker
 duration  500ms  30s  10m  1h  1h30m        seconds
 number    2  0.5                            a plain decimal: no sign, no exponent, no blanks
+rate      10Mbit  1.5Gbit/s                 bits per second; powers of 1000, as links are sold and tc counts
 """
 
 from __future__ import annotations
@@ -11,6 +12,10 @@ _DIGITS_LIMIT = 18
 _SIZES = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION_LIMIT = 64  # characters
+RATE_LEAST = 64_000  # below, one full packet takes longer than a TCP sender waits before it sends it again
+RATE_MOST = 32_000_000_000  # pyroute2 writes 32 bits of bytes per second (TCA_TBF_PARMS)
+_RATE_UNITS = {"gbit": 1_000_000_000, "mbit": 1_000_000, "kbit": 1_000}
+_RATE_NAMES = {"gbit": "Gbit", "mbit": "Mbit", "kbit": "kbit"}
 
 
 def parse_number(text: str) -> float | None:
@@ -74,12 +79,6 @@ def show_size(size: float) -> str:
 def show_number(number: float) -> str:
     """A number without needless digits."""
     return str(int(number)) if number == int(number) else f"{number:.2f}"
-
-
-RATE_LEAST = 64_000  # below, one full packet takes longer than a TCP sender waits before it sends it again
-RATE_MOST = 32_000_000_000  # pyroute2 writes 32 bits of bytes per second (TCA_TBF_PARMS)
-_RATE_UNITS = {"gbit": 1_000_000_000, "mbit": 1_000_000, "kbit": 1_000}
-_RATE_NAMES = {"gbit": "Gbit", "mbit": "Mbit", "kbit": "kbit"}
 
 
 def parse_rate(text: str) -> int | None:

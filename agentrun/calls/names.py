@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agentrun.base import digest
+from agentrun.base.digest import digest
 
 PREFIX = "call-"
 WAITING = "wait-"  # a call that waits before it takes a slot; see `waiting_name`
@@ -13,7 +13,7 @@ _SHORTENED = "%-"  # in the name of a root directory whose own is too long for o
 def escape_root(root: str) -> str:
     """A backend's root directory as one file name, readable and unambiguous."""
     name = root.strip("/").replace("%", "%25").replace("@", "%40").replace("/", "@")
-    return name if len(name) <= 200 else name[:80] + _SHORTENED + digest.digest(name)
+    return name if len(name) <= 200 else name[:80] + _SHORTENED + digest(name)
 
 
 def unescape_root(name: str) -> str | None:

@@ -1,8 +1,4 @@
-"""Rates: their text, what a tier has, what several containers of one network namespace have together. Pure.
-
-Rates are bits per second with decimal prefixes, as links are sold and as tc(8) counts them: 10Mbit is
-10,000,000 bit/s.
-"""
+"""Rates: what a tier has, what several containers of one network namespace have together. Pure."""
 
 from __future__ import annotations
 

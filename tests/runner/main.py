@@ -85,7 +85,7 @@ def run_suite(run: Run, processes: Processes, parts: list[Part], *, with_native:
 def has_passed(run: Run, *, with_native: bool) -> bool:
     """What is done on this machine."""
     first = ("lint", "bpf") if with_native else ("bpf",)
-    if not all([run.step(name, ["make", name]).is_good for name in first]):
+    if not all(run.step(name, ["make", name]).is_good for name in first):
         return False
     native = {name: ["make", "native-test", f"TESTS={tests}"] for name, tests in NATIVE.items()}
     return not with_native or all(step.is_good for step in run.steps(native))

@@ -75,17 +75,20 @@ def run_suite(run: Run, processes: Processes, parts: list[Part], *, with_native:
     needed = {part.guest for part in parts} | {Guest.FULL}
     guests = Guests(processes, frozenset(needed))
     guests.build()
-    if with_native:
-        steps = [run.step(name, ["make", name]) for name in ("lint", "bpf")]
-        if all(step.is_good for step in steps):
-            steps = run.steps(
-                {name: ["make", "native-test", f"TESTS={tests}"] for name, tests in NATIVE.items()}
-            )
-        if not all(step.is_good for step in steps):
-            print("vm tests: not run, for what comes before them failed", flush=True)
-            return
+    if not has_passed(run, with_native=with_native):
+        print("vm tests: not run, for what comes before them failed", flush=True)
+        return
     guests.hurry()
     run.parts(parts, guests, int(os.environ.get("AGENTRUN_VM_JOBS", "2")))
+
+
+def has_passed(run: Run, *, with_native: bool) -> bool:
+    """What is done on this machine."""
+    first = ("lint", "bpf") if with_native else ("bpf",)
+    if not all(run.step(name, ["make", name]).is_good for name in first):
+        return False
+    native = {name: ["make", "native-test", f"TESTS={tests}"] for name, tests in NATIVE.items()}
+    return not with_native or all(step.is_good for step in run.steps(native))
 
 
 def _terminate(number: int, _frame: FrameType | None) -> None:

@@ -13,6 +13,7 @@ connector). `front` is no package: it starts the hot path, and becomes the backe
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -23,7 +24,8 @@ import pytest
 
 from agentrun.front import bundle
 
-ROOT = Path(__file__).parents[2] / "agentrun"
+TREE = Path(__file__).parents[2]
+ROOT = TREE / "agentrun"
 # A package may import what its row names, itself, and `base`.
 LIGHT = {
     "base": "",
@@ -292,6 +294,45 @@ def test_every_package_says_what_it_is():
         if folder.name != "front":
             tree = ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))
             assert ast.get_docstring(tree), folder
+
+
+IN_STRINGS = re.compile(r"\bfrom (agentrun[\w.]*) import ([\w, ]+)")
+MADE_UP = {"test_layout.py", "test_bundle.py"}  # their strings are trees of their own
+
+
+def gone(text: str) -> Iterator[str]:
+    """What a program in a string imports of ours and is not there."""
+    for module, names in IN_STRINGS.findall(text):
+        path = bundle.find(str(ROOT), module)
+        for name in (word.split()[0] for word in names.split(",") if word.strip()):
+            is_module = bundle.find(str(ROOT), f"{module}.{name}") is not None
+            is_named = path is not None and re.search(rf"\b{name}\b", Path(path).read_text(encoding="utf-8"))
+            if not is_module and not (is_named and not str(path).endswith("__init__.py")):
+                yield f"{module}.{name}"
+
+
+def test_programs_in_strings_import_what_is_there():
+    """What is run in another process, or in a guest, no type checker has seen."""
+    problems = []
+    for path in [*ROOT.rglob("*.py"), *(TREE / "tests").rglob("*.py")]:
+        if path.name not in MADE_UP:
+            strings = Module(path.name, ast.parse(path.read_text(encoding="utf-8"))).texts
+            problems += [f"{path.relative_to(TREE)}: {name}" for text in strings for name in gone(text)]
+    assert problems == []
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("import sys; from agentrun.cli.main import main; main()", []),
+        ("from agentrun.oci import handoff, argv\n", []),
+        ("from agentrun.ctl import main", ["agentrun.ctl.main"]),
+        ("from agentrun import errors", ["agentrun.errors"]),
+        ("x\nfrom agentrun.base.errors import AgentrunError, Gone\n", ["agentrun.base.errors.Gone"]),
+    ],
+)
+def test_program_that_imports_what_is_gone_is_told(text, problem):
+    assert list(gone(text)) == problem
 
 
 FINE = {

@@ -24,6 +24,7 @@ class Call:
     timers: list[Timer] = field(default_factory=list)
     owner_pidfd: int | None = None
     main_pid: int | None = None  # the process may be gone, and the number another's
+    main_seen_ns: int | None = None  # when that process was seen in the call's cgroup (CLOCK_MONOTONIC)
     main_pidfd: int | None = None
     status: int | None = None
     unsaved: dict[str, Any] = field(default_factory=dict)  # for its record, not in its state file yet
@@ -49,6 +50,11 @@ class Call:
         """The limits that hold; empty in mode observe."""
         limits = self.state.get("limits")
         return limits if isinstance(limits, dict) else {}
+
+    @property
+    def has_status(self) -> bool:
+        """Whether it is known how its first process ended, maybe by an earlier agentrund."""
+        return self.status is not None or self.state.get("exit_code") is not None
 
     def ran(self) -> float:
         """Seconds since it started."""

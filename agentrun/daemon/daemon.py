@@ -85,8 +85,8 @@ class Daemon(Loop):
     def _leave_pids(self) -> None:
         """Note what the next start may not find: an engine removes the pid file of a call that has ended."""
         for call in self.live.values():
-            if call.main_pid is not None:
-                self.note(call, main_pid=call.main_pid)
+            if call.main_pid is not None and call.main_seen_ns is not None:
+                self.note(call, main=[call.main_pid, call.main_seen_ns])
 
     # Finding calls.
 
@@ -151,6 +151,9 @@ class Daemon(Loop):
         if known is not None:
             self._forget(known)
         call = Call(where, slot, state, Cgroup(str(state.get("calls"))).child(slot), stamp=stamp)
+        main = state.get("main")
+        if isinstance(main, list) and len(main) == 2:  # of an agentrund that was stopped (`_leave_pids`)
+            call.main_pid, call.main_seen_ns = main
         self.live[call.key] = call
         self._watch_owner(call)
         for part in self.parts:
@@ -206,7 +209,7 @@ class Daemon(Loop):
             call.owner_pidfd = None
             call.descriptors.remove(pidfd)
             self.drop(pidfd)
-            self._find_main_process(call)
+            self._seek_main_process(call)
             self._check_end(call)
 
         call.owner_pidfd = pidfd
@@ -223,17 +226,24 @@ class Daemon(Loop):
         self._follow_directory(directory, _PID_FILE_EVENTS)
         self._find_main_process(call)
 
+    def _seek_main_process(self, call: Call, tries: int = 0) -> None:
+        """Find it, or how it ended; the kernel tells of that up to a moment after it wakes us."""
+        self._find_main_process(call)
+        is_found = call.over or call.main_pidfd is not None or call.has_status
+        if not is_found and tries < exitstatus.EVENT_TRIES and self.proc_watch.events.is_listening:
+            self.later(exitstatus.retry_s(tries), lambda: self._seek_main_process(call, tries + 1))
+
     def _find_main_process(self, call: Call) -> None:
-        if call.main_pidfd is not None or call.status is not None or call.over:
+        if call.main_pidfd is not None or call.has_status or call.over:
             return
-        call.main_pid = processes.read_pid(call.state.get("pid_file")) or call.main_pid or _noted_pid(call)
-        pid = call.main_pid or self._only_process(call)
+        call.main_pid = processes.read_pid(call.state.get("pid_file")) or call.main_pid
+        pid = call.main_pid or exitstatus.started(call, self.proc_watch.events) or self._only_process(call)
         pidfd = None if pid is None else processes.pidfd_in(pid, call.cgroup, self.paths.cgroup_root)
         if pidfd is None:
             if self._read_status(call):
                 self._tell_main_ended(call)  # before it was known; others of the call may live
             return
-        call.main_pid, call.main_pidfd = pid, pidfd
+        call.main_pid, call.main_pidfd, call.main_seen_ns = pid, pidfd, time.monotonic_ns()
         call.descriptors.append(pidfd)
         self.watch(pidfd, select.EPOLLIN, lambda _: self._main_ended(call, pidfd))
         for part in self.parts:
@@ -259,8 +269,14 @@ class Daemon(Loop):
         """The first process has ended; its exit status is there once its parent has reaped it."""
         self.unwatch(pidfd)  # once it is reaped it reports EPOLLHUP, which no mask stops
         self._tell_main_ended(call)
-        self._read_status(call)
+        self._await_status(call)
         self._check_end(call)
+
+    def _await_status(self, call: Call, tries: int = 0) -> None:
+        """Read it while others of the call live, too: the kernel does not keep it for long."""
+        if call.over or self._read_status(call) or tries >= exitstatus.EVENT_TRIES:
+            return
+        self.later(exitstatus.retry_s(tries), lambda: self._await_status(call, tries + 1))
 
     def _tell_main_ended(self, call: Call) -> None:
         for part in self.parts:
@@ -268,7 +284,7 @@ class Daemon(Loop):
 
     def _read_status(self, call: Call) -> bool:
         """Whether the exit status is known."""
-        if call.status is not None:
+        if call.has_status:
             return True
         call.status = exitstatus.find(call, self.proc_watch.events)
         if call.status is None:
@@ -370,12 +386,6 @@ class Daemon(Loop):
             session.waiting()  # forgets those whose runtime was killed
             session.forget_if_gone()
         self.later(_SWEEP_S, self._sweep)
-
-
-def _noted_pid(call: Call) -> int | None:
-    """What an agentrund that was stopped knew (`_leave_pids`)."""
-    pid = call.state.get("main_pid")
-    return pid if isinstance(pid, int) else None
 
 
 def _stamp(path: str) -> tuple[int, int] | None:

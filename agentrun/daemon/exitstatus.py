@@ -3,7 +3,8 @@
 1. A pidfd that was opened before the process was reaped: certain, from Linux 6.15 on.
 2. The proc connector (`procevents`): also of a process that ended before it was known, and on older kernels.
    By the pid that the engine's pid file names; where that is gone, or there is none, as what the runtime of
-   the call started.
+   the call started. A pid alone is not enough, for pids are reused: the process was seen alive in the call's
+   cgroup, or the kernel told that it was forked while the runtime lived.
 """
 
 from __future__ import annotations
@@ -13,17 +14,18 @@ import time
 from typing import Any
 
 from agentrun.calls import verdict
+from agentrun.calls.slots import is_starting
 from agentrun.daemon.call import Call
 from agentrun.kernel import processes
 from agentrun.kernel.processes import exit_status
-from agentrun.kernel.procevents import ProcEvents
+from agentrun.kernel.procevents import Exit, ProcEvents
 
 # An exit status is there once the parent (shim, conmon) has reaped the process: nearly always at once. Else
 # we look ever less often, up to ten times less, for a second.
 RETRY_S = 0.002
 _TRIES = 73  # a second
 _REAP_TRIES = 500  # ten seconds: so long a shim that is short of CPU may take to reap
-_EVENT_TRIES = 30  # 0.2 s: before Linux 6.19 a cgroup is empty a moment before the exit is told
+EVENT_TRIES = 30  # 0.2 s: before Linux 6.19 a cgroup is empty a moment before the exit is told
 _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 
@@ -35,6 +37,8 @@ def retry_s(tries: int) -> float:
 def find(call: Call, events: ProcEvents) -> int | None:
     """The wait status of the call's first process; None where it is not known, or not yet."""
     if call.main_pidfd is not None:
+        if not processes.has_ended(call.main_pidfd):
+            return None
         status = exit_status(call.main_pidfd)
         if status is not None:
             return status
@@ -44,7 +48,7 @@ def find(call: Call, events: ProcEvents) -> int | None:
 def may_come(call: Call, events: ProcEvents) -> bool:
     """Whether to wait on for the status of a call whose cgroup is empty."""
     if call.main_pidfd is None:
-        return events.is_listening and call.tries < _EVENT_TRIES
+        return events.is_listening and call.tries < EVENT_TRIES
     return call.tries < _TRIES or (not processes.is_reaped(call.main_pidfd) and call.tries < _REAP_TRIES)
 
 
@@ -53,23 +57,54 @@ def ends_with_its_runtime(call: Call) -> bool:
     return call.state.get("pid_file") is None and call.state.get("detached") is False
 
 
-def _told(call: Call, events: ProcEvents) -> int | None:
-    owner = call.state.get("owner")
-    if not events.is_listening or not isinstance(owner, list) or len(owner) != 2 or not owner[1]:
+def started(call: Call, events: ProcEvents) -> int | None:
+    """The pid of the call's first process, by what the kernel told of its runtime, which is over."""
+    runtime = _runtime(call)
+    if runtime is None or not _is_over(call) or not events.is_listening:
         return None
-    pid, since_ns = owner[0], _monotonic_ns(owner[1])
+    events.read()
+    return events.started_by(*runtime, str(call.state.get("backend")))
+
+
+def _runtime(call: Call) -> tuple[int, int] | None:
+    """Pid of the runtime that started the call, and a time (CLOCK_MONOTONIC, ns) a moment before it began."""
+    owner = call.state.get("owner")
+    if not isinstance(owner, list) or len(owner) != 2 or not owner[1]:
+        return None
+    return int(owner[0]), _monotonic_ns(owner[1])
+
+
+def _is_over(call: Call) -> bool:
+    return call.owner_pidfd is None and not is_starting(call.state)
+
+
+def _told(call: Call, events: ProcEvents) -> int | None:
+    runtime = _runtime(call)
+    if runtime is None or not events.is_listening:
+        return None
+    events.read()
+    pid, began_ns = runtime
+    if call.main_pid is not None and call.main_seen_ns is not None:
+        return _status(events.exit_since(call.main_pid, began_ns, call.main_seen_ns))
+    # It was forked up to two ticks after what its start is rounded to.
+    ended = events.exit_since(pid, began_ns, began_ns + 2 * _TICK_NS)
+    until_ns = time.monotonic_ns() if ended is None else ended.at_ns
     if call.main_pid is not None:
-        found = events.exit_of(call.main_pid, since_ns)
-        return None if found is None else found.status
-    runtime = events.exit_of(pid, since_ns)
-    if runtime is None:
-        return None  # it may still be about to start something
-    started = events.exit_of_started(pid, since_ns)
+        return _status(events.exit_of(call.main_pid, began_ns, until_ns))
+    if ended is None or not _is_over(call):
+        return None
+    main = events.started_by(*runtime, str(call.state.get("backend")))
+    own = None if main is None else _status(events.exit_of(main, began_ns, until_ns))
     if not ends_with_its_runtime(call):
-        return started.status if started is not None and runtime.status == 0 else None
+        return own if ended.status == 0 else None
+    if own is None and os.WIFSIGNALED(ended.status):
+        return None  # the runtime was killed, and what it waited for lives on
     # The process's own status tells a signal from an exit code above 128; the runtime's is what is reported.
-    is_same = started is not None and _code(started.status) == _code(runtime.status)
-    return started.status if is_same and started is not None else runtime.status
+    return own if own is not None and _code(own) == _code(ended.status) else ended.status
+
+
+def _status(found: Exit | None) -> int | None:
+    return None if found is None else found.status
 
 
 def _code(status: int) -> Any:

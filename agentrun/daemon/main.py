@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 
 from agentrun.base import agentrund, files, log
 from agentrun.base.errors import AgentrunError, StateError
@@ -30,16 +31,26 @@ from agentrun.service import systemd
 
 _WATCHDOG_FACTOR = 0.5
 _PRESENCE_S = 1.0
+_LOCK_WAIT_S = 0.5
 
 
 def take_lock(paths: Paths) -> int:
-    """Be the only agentrund, visibly to execs. Raises StateError."""
+    """Be the only agentrund, visibly to execs. Raises StateError.
+
+    An exec that looks whether we live holds the lock for a moment.
+    """
     os.close(files.open_private_directory(paths.run, StateError))
     os.close(files.open_private_directory(f"{paths.run}/{names.SESSIONS}", StateError))
-    try:
-        return files.open_locked(paths.daemon_lock)
-    except OSError as error:
-        raise StateError("be the only agentrund, lock", paths.daemon_lock, error) from error
+    deadline = time.monotonic() + _LOCK_WAIT_S
+    while True:
+        try:
+            return files.open_locked(paths.daemon_lock)
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                raise StateError("be the only agentrund, lock", paths.daemon_lock, error) from error
+            time.sleep(0.01)
+        except OSError as error:
+            raise StateError("be the only agentrund, lock", paths.daemon_lock, error) from error
 
 
 def _keep_memory(paths: Paths) -> None:
@@ -88,8 +99,8 @@ def main() -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: daemon.stop())  # before the lock tells others that we live
         _keep_memory(paths)
-        daemon.proc_watch.start()  # early: what ends while we look for calls is told of
         lock = take_lock(paths)
+        daemon.proc_watch.start()  # early: what ends while we look for calls is told of
         _show_presence(daemon, lock)
         teller = Teller(daemon)
         events = KernelEvents(daemon, teller)

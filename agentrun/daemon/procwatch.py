@@ -25,25 +25,37 @@ class ProcWatch:
 
     def __init__(self, loop: Loop, paths: Paths) -> None:
         self.events = ProcEvents()
-        self.returns = False
+        self._is_kept = False
         self._loop = loop
         self._paths = paths
         self._left = f"{paths.run}/{_NAME}.json"
+
+    @property
+    def returns(self) -> bool:
+        """Whether systemd holds the socket, should agentrund end."""
+        return self._is_kept and self.events.is_listening
 
     def start(self) -> None:
         """Have the kernel tell of processes from now on; without, some short calls have no exit status."""
         stored = systemd.kept().get(_NAME)
         try:
-            if stored is not None and self.events.adopt(stored, self._take_left()):
-                self.returns = True
-            else:
+            self._is_kept = stored is not None and self._adopt(stored)
+            if not self._is_kept:
                 self.events.start()
-                self.returns = systemd.keep(_NAME, self.events.fileno())
+                self._is_kept = systemd.keep(_NAME, self.events.fileno())
         except OSError as error:
             lost = "the kernel does not tell of processes: no exit code of calls that end at once"
             log.warn(self._paths, lost, error=str(error))
         else:
             self._read()
+
+    def _adopt(self, stored: int) -> bool:
+        """Go on where an agentrund that was stopped, or died, has ended; False where that cannot be."""
+        try:
+            return self.events.adopt(stored, self._take_left())
+        except (OSError, TypeError, ValueError) as error:
+            log.warn(self._paths, "what was told of processes during a restart is lost", error=str(error))
+            return False
 
     def _read(self) -> None:
         self.events.read()

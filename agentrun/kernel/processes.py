@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import select
 import signal
 import struct
 
@@ -42,6 +43,13 @@ def pidfd_in(pid: int, cgroup: Cgroup, cgroup_root: str) -> int | None:
         os.close(pidfd)
         return None
     return pidfd
+
+
+def has_ended(pidfd: int) -> bool:
+    """Whether a process has ended, with all its threads, reaped or not: its pidfd is readable then."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def is_reaped(pidfd: int) -> bool:

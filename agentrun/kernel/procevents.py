@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import itertools
 import os
 import socket
 import struct
@@ -33,9 +34,9 @@ _QUEUE = 4 << 20  # doubled by the kernel (socket.7); a message takes 0.8 KiB of
 _KEEP_S = (
     5.0  # at least, after it was read; agentrund asks when it learns of a process, or of an empty cgroup
 )
-_KEEP_MOST = 10_000  # some 4 MB, twice
+_KEEP_MOST = 4_000  # processes, some 1.3 MB, twice; a busier host is remembered for a shorter time
 _READ_MOST = 20_000  # messages in one go, some 50 ms: twice what the queue holds
-_DEEP = 3  # a runtime's child, its child (crun forks twice), and one more
+_NAMES = "/proc/net/connector"  # who speaks by connectors
 
 _NLMSGHDR = struct.Struct("=IHHII")
 _CN_MSG = struct.Struct("=IIIIHH")
@@ -53,15 +54,16 @@ class Exit(NamedTuple):
     at_ns: int
 
 
-class _Known:
-    """What was told of the processes of a few seconds, by pid."""
+class _Process:
+    """What was told of a process; None for what was before that, or is not yet."""
 
-    __slots__ = ("children", "executed", "exits")
+    __slots__ = ("born", "executed", "exit", "parent")
 
-    def __init__(self) -> None:
-        self.exits: dict[int, Exit] = {}
-        self.executed: dict[int, int] = {}  # when
-        self.children: dict[int, list[tuple[int, int]]] = {}  # of a parent: when, and who
+    def __init__(self, born: int | None = None, parent: int | None = None) -> None:
+        self.born = born
+        self.parent = parent
+        self.executed = False  # a program
+        self.exit: Exit | None = None
 
 
 class ProcEvents:
@@ -70,8 +72,10 @@ class ProcEvents:
     def __init__(self) -> None:
         self._socket: socket.socket | None = None
         self._buffer = bytearray(4096)
-        self._known, self._older = _Known(), _Known()
+        self._known: dict[int, _Process] = {}  # by pid; of one that was used again the later process
+        self._older: dict[int, _Process] = {}
         self._turned_s = time.monotonic()
+        self._gap_ns = 0  # until when messages were dropped
         self.lost = 0
 
     @property
@@ -81,6 +85,10 @@ class ProcEvents:
 
     def start(self) -> None:
         """Listen from now on. Raises OSError where this kernel, or this process's namespaces, have it not."""
+        # Without CONFIG_PROC_EVENTS all of the below works, and nothing is ever told.
+        with open(_NAMES, encoding="ascii") as file:
+            if not any(line.startswith("cn_proc ") for line in file):
+                raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), "cn_proc")
         connector = socket.socket(
             socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, _NETLINK_CONNECTOR
         )
@@ -99,11 +107,8 @@ class ProcEvents:
 
     def known(self) -> dict[str, Any]:
         """What was read in the last seconds, for `adopt`; as JSON has it."""
-        both = (self._older, self._known)
-        return {
-            name: [list(item) for known in both for item in getattr(known, name).items()]
-            for name in _Known.__slots__
-        }
+        both = itertools.chain(self._older.items(), self._known.items())
+        return {"processes": [[pid, p.born, p.parent, p.executed, p.exit] for pid, p in both]}
 
     def adopt(self, descriptor: int, known: dict[str, Any]) -> bool:
         """Go on with the socket of an earlier process, with what that had read, and what was queued since.
@@ -117,11 +122,9 @@ class ProcEvents:
             return False
         connector.setblocking(False)
         self._socket = connector
-        for pid, (status, at_ns) in known.get("exits", ()):
-            self._known.exits[pid] = Exit(status, at_ns)
-        self._known.executed |= dict(known.get("executed", ()))
-        for parent, children in known.get("children", ()):
-            self._known.children.setdefault(parent, []).extend((at, pid) for at, pid in children)
+        for pid, born, parent, executed, ended in known.get("processes", ()):
+            process = self._known[pid] = _Process(born, parent)
+            process.executed, process.exit = bool(executed), Exit(*ended) if ended else None
         return True
 
     def fileno(self) -> int:
@@ -142,42 +145,64 @@ class ProcEvents:
                 self._socket.send(_message(struct.pack("=I", _PROC_CN_MCAST_IGNORE)))
             self.leave()
 
-    def exit_of(self, pid: int, since_ns: int) -> Exit | None:
-        """How the process ended that had this pid at `since_ns` (CLOCK_MONOTONIC) or later, if known."""
-        self.read()
-        found = self._known.exits.get(pid) or self._older.exits.get(pid)
-        return found if found is not None and found.at_ns >= since_ns else None
+    def exit_of(self, pid: int, born_after_ns: int, born_before_ns: int) -> Exit | None:
+        """How the process ended that had this pid and was forked in that time; None where that was not told.
 
-    def exit_of_started(self, runtime: int, since_ns: int) -> Exit | None:
-        """How the process ended that a runtime started, which is over and has succeeded; if known.
-
-        That is the latest of the runtime's descendants that executed a program and was forked by one that
-        never did: runc's first child executes runc once more, crun's only forks again, and what the process
-        itself starts is further down.
+        Times are of CLOCK_MONOTONIC, here and below. Nothing here reads what is queued: that is `read`.
         """
-        self.read()
-        parents = [runtime]
-        for _ in range(_DEEP):
-            children = [child for parent in parents for child in self._children(parent, since_ns)]
-            started = [(at, pid) for at, pid in children if self._has_executed(pid, at)]
-            if started:
-                at, pid = max(started)
-                return self.exit_of(pid, at)
-            parents = [pid for _, pid in children]
-        return None
+        found = self._find(pid)
+        if found is None or found.born is None or not born_after_ns <= found.born <= born_before_ns:
+            return None
+        return found.exit
 
-    def _children(self, parent: int, since_ns: int) -> list[tuple[int, int]]:
-        known = self._older.children.get(parent, []) + self._known.children.get(parent, [])
-        return [child for child in known if child[0] >= since_ns]
+    def exit_since(self, pid: int, since_ns: int, seen_ns: int) -> Exit | None:
+        """How the process ended, after `since_ns`, that had this pid at `seen_ns`; None if that was not told.
 
-    def _has_executed(self, pid: int, since_ns: int) -> bool:
-        at = self._known.executed.get(pid) or self._older.executed.get(pid)
-        return at is not None and at >= since_ns
+        Where it is not known when it was forked, that was before anything was told.
+        """
+        found = self._find(pid)
+        if found is None or found.exit is None or found.exit.at_ns < since_ns:
+            return None
+        return found.exit if found.born is None or found.born <= seen_ns else None
+
+    def started_by(self, runtime: int, since_ns: int, kind: str) -> int | None:
+        """The process that a runtime of a kind (`runc`, `crun`) started for its exec; None if not certain.
+
+        To be asked when the runtime is over. The last child of runc is the process. Before it came one that
+        executed runc once more, and one that only forked (nsenter/nsexec.c; all are runc's by CLONE_PARENT).
+        crun's child only forks the process (libcrun_join_process), or is the process. An event that was lost
+        must not make another process of it: so the process has executed its program, and those that only fork
+        were seen, and have not.
+        """
+        if since_ns <= self._gap_ns:
+            return None
+        children = self._children(runtime, since_ns)
+        if not children:
+            return None
+        _, pid, last = children[-1]
+        if last.executed:
+            is_certain = kind == "crun" or not all(child.executed for _, _, child in children)
+            return pid if is_certain else None
+        below = self._children(pid, since_ns) if kind == "crun" else []
+        return below[-1][1] if below and below[-1][2].executed else None
+
+    def _children(self, parent: int, since_ns: int) -> list[tuple[int, int, _Process]]:
+        """Those that were forked since then: when, pid, and what is known; in order."""
+        known = itertools.chain(self._older.items(), self._known.items())
+        found = [
+            (process.born, pid, process)
+            for pid, process in known
+            if process.parent == parent and process.born is not None and process.born >= since_ns
+        ]
+        return sorted(found, key=lambda child: child[0])
+
+    def _find(self, pid: int) -> _Process | None:
+        return self._known.get(pid) or self._older.get(pid)
 
     def read(self) -> None:
         """Take over what is queued, some of much, and forget what is old. Closes a socket that is broken."""
         self._forget()
-        buffer = self._buffer
+        buffer, has_gap = self._buffer, False
         for _ in range(_READ_MOST):
             if self._socket is None:
                 break
@@ -190,25 +215,33 @@ class ProcEvents:
                     self.leave()
                     break
                 self.lost += 1  # messages were dropped (netlink.7); what is queued can be read
+                has_gap = True
                 continue
             if length >= _HEAD + _EVENT.size:
                 self._take(*_EVENT.unpack_from(buffer, _HEAD))
+        if has_gap:
+            self._gap_ns = time.monotonic_ns()
 
     def _take(
         self, what: int, _: int, at_ns: int, first: int, second: int, third: int, fourth: int, *__: int
     ) -> None:
-        known = self._known
-        if what == _EXIT:
-            # Of a process with threads the last one counts: `exit_group` gives all of them its status.
-            known.exits[second] = Exit(third, at_ns)
-        elif what == _EXEC:
-            known.executed[second] = at_ns
-        elif what == _FORK and third == fourth:
-            known.children.setdefault(second, []).append((at_ns, third))
+        if what == _FORK:
+            if third == fourth:
+                self._older.pop(third, None)
+                self._known[third] = _Process(at_ns, second)
+            return
+        process = self._known.get(second) or self._older.pop(second, None) or _Process()
+        self._known[second] = process
+        if what == _EXEC:
+            process.executed = True
+            process.exit = None  # of the other threads, and maybe of the first one (de_thread in fs/exec.c)
+        elif what == _EXIT and (first == second or process.exit is not None):
+            # A thread that ends says nothing of its process, unless the first one has ended (pthread_exit.3).
+            process.exit = Exit(third, at_ns)
 
     def _forget(self) -> None:
-        if time.monotonic() - self._turned_s >= _KEEP_S or len(self._known.exits) >= _KEEP_MOST:
-            self._older, self._known = self._known, _Known()
+        if time.monotonic() - self._turned_s >= _KEEP_S or len(self._known) >= _KEEP_MOST:
+            self._older, self._known = self._known, {}
             self._turned_s = time.monotonic()
 
     def status(self) -> dict[str, Any]:

@@ -25,7 +25,8 @@ def notify(message: str, *descriptors: int) -> bool:
 
 def keep(name: str, descriptor: int) -> bool:
     """Have systemd hold a descriptor for the next start (FDSTORE in sd_notify(3)), if the unit says so."""
-    return notify(f"FDSTORE=1\nFDNAME={name}", descriptor)
+    # Else systemd drops a socket that has an error, such as that messages were lost (systemd 246).
+    return notify(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", descriptor)
 
 
 def kept() -> dict[str, int]:

@@ -18,11 +18,12 @@ import pytest
 from cgroups import cgroup_mount, placed
 from livecalls import DAEMON
 
-from agentrun.base import agentrund, fastjson
+from agentrun.base import fastjson
 from agentrun.base.paths import Paths
 from agentrun.base.procfs import start_ticks
 from agentrun.calls import slots
 from agentrun.calls.session import open_calls
+from agentrun.daemon import status
 
 TREE = Path(__file__).parents[2]
 _RUNTIME = {
@@ -76,7 +77,8 @@ class Node:
     def start(self) -> None:
         """Start agentrund and wait until it watches."""
         self.daemon = subprocess.Popen(DAEMON, env=self.environment)
-        wait_for(lambda: agentrund.is_daemon_alive(self.paths), "agentrund to hold its lock")
+        pid = self.daemon.pid
+        wait_for(lambda: (status.read(self.paths) or {}).get("pid") == pid, "agentrund to say that it runs")
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """End agentrund; returns its exit status."""
@@ -155,7 +157,7 @@ class Node:
         runtime = subprocess.Popen(["sh", "-c", _RUNTIME[how]], stdin=pipe, stderr=null)
         self.processes.append(runtime)
         call_id = os.urandom(6).hex()
-        cgroup = self._begin(call_id, runtime, **state)
+        cgroup = self._begin(call_id, runtime, **{"backend": "crun", **state})
         script = self.root / f"pids/{call_id}.sh"
         script.write_text(f"exec {shlex.join(placed(cgroup, *command))}")
         assert runtime.stdin

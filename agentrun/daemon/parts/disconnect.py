@@ -24,13 +24,6 @@ KILLED_BY = "client"
 _NO_PIDFD_S = 1.0
 
 
-def _has_ended(pidfd: int) -> bool:
-    """A pidfd is readable once its process has ended, reaped or not."""
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(0))
-
-
 class Disconnect(Part):
     """Watches the clients of calls that are not to outlive them."""
 
@@ -57,7 +50,7 @@ class Disconnect(Part):
         call.descriptors.remove(pidfd)
         self.daemon.drop(pidfd)
         # docker and podman end because their command has, and may be seen first.
-        if call.main_pidfd is None or not _has_ended(call.main_pidfd):
+        if call.main_pidfd is None or not processes.has_ended(call.main_pidfd):
             self._kill(call)
 
     def _kill(self, call: Call) -> None:

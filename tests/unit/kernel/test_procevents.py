@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -31,21 +31,26 @@ def events() -> Iterator[ProcEvents]:
 
 
 def told(events: ProcEvents, pid: int, since_ns: int) -> procevents.Exit:
-    """What is told of a process; that comes a moment after its parent can reap it."""
+    """What is told of a process that was forked since then; a moment after its parent can reap it."""
     deadline = time.monotonic() + 5
-    while (found := events.exit_of(pid, since_ns)) is None:
+    while (found := ended(events, pid, since_ns)) is None:
         assert time.monotonic() < deadline
         time.sleep(0.001)
     return found
 
 
-def started(events: ProcEvents, runtime: int, since_ns: int) -> procevents.Exit:
-    """What is told of the process that a runtime started."""
-    deadline = time.monotonic() + 5
-    while (found := events.exit_of_started(runtime, since_ns)) is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-    return found
+def ended(events: ProcEvents, pid: int, since_ns: int) -> procevents.Exit | None:
+    """The same, if it was told."""
+    events.read()
+    return events.exit_of(pid, since_ns, time.monotonic_ns())
+
+
+def started(events: ProcEvents, runtime: int, since_ns: int, kind: str) -> procevents.Exit:
+    """What is told of the process that a runtime started, which is over."""
+    told(events, runtime, since_ns)
+    pid = events.started_by(runtime, since_ns, kind)
+    assert pid is not None
+    return told(events, pid, since_ns)
 
 
 @pytest.mark.parametrize(
@@ -74,10 +79,11 @@ def test_exit_of_an_earlier_process_with_that_pid_is_another(events: ProcEvents)
     process = subprocess.Popen(["true"])
     process.wait()
     told(events, process.pid, before)
-    assert events.exit_of(process.pid, time.monotonic_ns()) is None
+    assert ended(events, process.pid, time.monotonic_ns()) is None
 
 
-# Starts a process and ends. The first child of runc executes runc once more; that of crun only forks again.
+# Starts a process and ends. The first child of runc executes runc once more, the second only forks, the third
+# becomes the process. The child of crun only forks again.
 RUNTIME = """
 import os, sys
 kind, *command = sys.argv[1:]
@@ -88,6 +94,9 @@ def start():
 
 if kind == "runc":
     os.waitpid(os.posix_spawn("/bin/true", ["true"], os.environ), 0)
+    if (second := os.fork()) == 0:
+        os._exit(0)
+    os.waitpid(second, 0)
     start()
 elif (helper := os.fork()) == 0:
     start()
@@ -108,8 +117,77 @@ def test_process_that_a_runtime_started_is_found_by_its_descent(
     runtime = subprocess.Popen([sys.executable, "-c", RUNTIME, kind, "sh", "-c", script])
     runtime.wait()
     told(events, runtime.pid, before)
-    assert started(events, runtime.pid, before).status == 3 << 8
-    assert events.exit_of_started(runtime.pid, time.monotonic_ns()) is None
+    assert started(events, runtime.pid, before, kind).status == 3 << 8
+    assert events.started_by(runtime.pid, time.monotonic_ns(), kind) is None
+
+
+EXIT, EXEC, FORK = procevents._EXIT, procevents._EXEC, procevents._FORK
+# runc (1): what it executes first (2), what only forks (3), the process (4), which starts something (5).
+RUNC = [
+    (FORK, 1, 1, 2, 2), (EXEC, 2, 2, 0, 0), (FORK, 1, 1, 3, 3), (EXIT, 2, 2, 0, 17), (FORK, 1, 1, 4, 4),
+    (EXIT, 3, 3, 0, 17), (EXEC, 4, 4, 0, 0), (EXIT, 1, 1, 0, 17), (FORK, 4, 4, 5, 5), (EXEC, 5, 5, 0, 0),
+    (EXIT, 4, 4, 3 << 8, 17), (EXIT, 5, 5, 0, 17),
+]  # fmt: skip
+# crun (1): what only forks (2), the process (3), which starts something (4).
+CRUN = [
+    (FORK, 1, 1, 2, 2), (FORK, 2, 2, 3, 3), (EXIT, 2, 2, 0, 17), (EXEC, 3, 3, 0, 0), (EXIT, 1, 1, 0, 17),
+    (FORK, 3, 3, 4, 4), (EXEC, 4, 4, 0, 0), (EXIT, 3, 3, 3 << 8, 17), (EXIT, 4, 4, 0, 17),
+]  # fmt: skip
+STARTS = {"runc": (RUNC, 4), "crun": (CRUN, 3)}
+
+
+def tell(events: ProcEvents, told: Sequence[tuple[int, ...]]) -> ProcEvents:
+    """Events, one a microsecond."""
+    for at, (what, *words) in enumerate(told, 1):
+        events._take(what, 0, at * 1000, *words)
+    return events
+
+
+@pytest.mark.parametrize("kind", STARTS)
+def test_event_that_was_lost_makes_no_other_process_of_it(kind: str) -> None:
+    told, process = STARTS[kind]
+    assert tell(ProcEvents(), told).started_by(1, 1, kind) == process
+    for lost in range(len(told)):
+        events = tell(ProcEvents(), told[:lost] + told[lost + 1 :])
+        found = events.started_by(1, 1, kind)
+        assert found in (process, None), told[lost]
+        end = None if found is None else events.exit_of(found, 1, 1 << 40)
+        assert end is None or end.status == 3 << 8, told[lost]
+
+
+def test_nothing_is_concluded_from_before_a_gap() -> None:
+    events = tell(ProcEvents(), RUNC)
+    events._gap_ns = 500
+    assert (events.started_by(1, 400, "runc"), events.started_by(1, 600, "runc")) == (None, 4)
+
+
+def test_thread_that_ends_says_nothing_of_its_process() -> None:
+    """runc's init has threads, which end as it executes the command."""
+    events = tell(ProcEvents(), [(FORK, 1, 1, 7, 7), (EXIT, 8, 7, 0, 17), (EXEC, 7, 7, 0, 0)])
+    assert events.exit_of(7, 1, 9000) is None
+    tell(events, [(EXIT, 9, 7, 0, 17)])
+    assert events.exit_of(7, 1, 9000) is None
+    events._take(EXIT, 0, 9000, 7, 7, 3 << 8, 17)
+    assert events.exit_of(7, 1, 9000) == (3 << 8, 9000)
+
+
+def test_first_thread_that_leaves_leaves_the_status_to_the_last_one() -> None:
+    told = [(FORK, 1, 1, 7, 7), (EXIT, 7, 7, 0, 17), (EXIT, 8, 7, 5 << 8, 17)]
+    assert tell(ProcEvents(), told).exit_of(7, 1, 9000) == (5 << 8, 3000)
+
+
+def test_pid_that_is_used_again_is_another_process() -> None:
+    told = [(FORK, 1, 1, 7, 7), (EXIT, 7, 7, 3 << 8, 17), (FORK, 2, 2, 7, 7), (EXIT, 7, 7, 0, 17)]
+    events = tell(ProcEvents(), told)
+    assert events.exit_of(7, 1, 2000) is None and events.exit_since(7, 1, 2000) is None
+    assert events.exit_of(7, 2500, 9000) == events.exit_since(7, 1, 3500) == (0, 4000)
+
+
+def test_process_from_before_anything_was_told_is_known_by_when_it_was_seen() -> None:
+    events = tell(ProcEvents(), [(EXIT, 7, 7, 3 << 8, 17)])
+    assert events.exit_of(7, 0, 9000) is None
+    assert events.exit_since(7, 500, 600) == (3 << 8, 1000)
+    assert events.exit_since(7, 1500, 1600) is None
 
 
 def test_runtime_that_started_nothing_has_no_process(events: ProcEvents) -> None:
@@ -117,7 +195,7 @@ def test_runtime_that_started_nothing_has_no_process(events: ProcEvents) -> None
     runtime = subprocess.Popen(["sh", "-c", "(:) & wait"])
     runtime.wait()
     told(events, runtime.pid, before)
-    assert events.exit_of_started(runtime.pid, before) is None
+    assert [events.started_by(runtime.pid, before, kind) for kind in ("runc", "crun")] == [None, None]
 
 
 def test_exits_are_forgotten_in_time(events: ProcEvents, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +206,7 @@ def test_exits_are_forgotten_in_time(events: ProcEvents, monkeypatch: pytest.Mon
     told(events, process.pid, before)
     events.read()
     events.read()
-    assert events.exit_of(process.pid, before) is None
+    assert ended(events, process.pid, before) is None
 
 
 def test_queue_that_was_too_short_is_counted_and_read_on(events: ProcEvents) -> None:
@@ -165,7 +243,7 @@ def test_socket_of_an_earlier_process_has_what_ended_meanwhile(events: ProcEvent
     assert later.adopt(held, known)
     assert told(later, process.pid, before).status == 6 << 8
     assert told(later, first.pid, before).status == 5 << 8
-    assert started(later, running.pid, before).status == 3 << 8
+    assert started(later, running.pid, before, "crun").status == 3 << 8
     later.close()
 
 
@@ -187,11 +265,11 @@ def test_socket_that_is_broken_is_closed_and_ends_nothing(events: ProcEvents, mo
 
     monkeypatch.setattr(events, "_socket", Broken())
     events.read()
-    assert not events.is_listening and events.exit_of(1, 0) is None
+    assert not events.is_listening and events.exit_of(1, 0, 0) is None
 
 
 def test_nothing_is_known_where_nobody_listens() -> None:
     closed = ProcEvents()
     closed.close()
-    assert closed.exit_of(1, 0) is None and closed.exit_of_started(1, 0) is None
+    assert closed.exit_of(1, 0, 0) is None and closed.started_by(1, 0, "runc") is None
     assert closed.status() == {"is_listening": False, "lost": 0}

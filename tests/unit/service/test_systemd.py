@@ -34,7 +34,7 @@ def test_descriptor_arrives_with_its_name(manager: socket.socket) -> None:
     reading, writing = os.pipe()
     assert systemd.keep("end", writing)
     message, descriptors, _, _ = socket.recv_fds(manager, 100, 4)
-    assert message == b"FDSTORE=1\nFDNAME=end"
+    assert message == b"FDSTORE=1\nFDNAME=end\nFDPOLL=0"
     os.write(descriptors[0], b"it")
     assert os.read(reading, 9) == b"it"
     for descriptor in (reading, writing, *descriptors):

@@ -13,7 +13,6 @@ from agentrun.base import digest
 from agentrun.calls import record as records
 from agentrun.calls import verdict
 from agentrun.cgroups.cgroup import Cgroup
-from agentrun.client import VERDICTS
 from agentrun.decision.plan import Plan
 
 TREE = Path(__file__).parents[3]
@@ -55,7 +54,7 @@ def test_schema_knows_every_limit():
 
 
 def test_schema_knows_every_verdict():
-    assert SCHEMA["properties"]["verdict"]["enum"] == [*VERDICTS, None]
+    assert SCHEMA["properties"]["verdict"]["enum"] == [*verdict.VERDICTS, None]
 
 
 def test_half_a_surrogate_pair_in_a_command_can_be_told_apart():

@@ -181,6 +181,11 @@ def test_throttled_says_how_long():
     assert "limit of 1 CPUs: it waited 2.50s in 10s" in text and asked_for(text) == {"cpu": 2.0}
 
 
+def test_every_killer_is_told_but_the_engine():
+    killers = {who for who in verdict.KILLERS if feedback.events(record(killed_by=who, signal="SIGKILL"))}
+    assert killers == set(verdict.KILLERS) - {verdict.ENGINE}
+
+
 @pytest.mark.parametrize("who, words", [("operator", "by the operator"), ("controller", "higher priority")])
 def test_killed_says_for_whom(who, words):
     text = feedback.compose("killed", record(killed_by=who, signal="SIGKILL"), {})

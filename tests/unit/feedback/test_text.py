@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from agentrun.base.limits import Limits
 from agentrun.calls import verdict
 from agentrun.decision.intent import parse
+from agentrun.decision.match import FEEDBACK_EVENTS
 from agentrun.decision.plan import make_plan
 from agentrun.feedback import text as feedback
-from agentrun.policy.spec import FEEDBACK_EVENTS, PLACEHOLDERS
+from agentrun.policy.spec import PLACEHOLDERS
 
 MIB = 1 << 20
 EVENTS = [event for event in FEEDBACK_EVENTS if event != "denied"]

@@ -51,10 +51,11 @@ test: ## everything that CI runs: lint, native tests, integration tests in guest
 test-all: ## the same with every engine, runtime and driver for every case (test: each two of them)
 	tests/run all --matrix whole
 
-lint: $(VENV_STAMP) ## format, lint, types, shell scripts
+lint: $(VENV_STAMP) ## format, lint, types, the oldest Python, shell scripts
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/vermin -t=3.10- --no-tips --violations agentrun
 	$(VENV)/bin/shellcheck agentrun/front/agentrun.in agentrun/front/install.sh tests/demo/run
 
 native-test: $(VENV_STAMP) bpf ## unit and contract tests, without a VM (root makes them complete)

@@ -256,7 +256,7 @@ def test_term_ends_it_at_once(node):
     node.start()
     began = time.monotonic()
     assert node.stop() == 0
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 5  # with the machine to itself 0.1 s; systemd waits for 90
 
 
 def test_many_calls_leave_nothing_behind(node):

@@ -32,7 +32,7 @@ _RUNTIME = {
 RECORD = jsonschema.Draft202012Validator(json.loads((TREE / "configs/record.schema.json").read_text()))
 
 
-def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 10) -> Any:
+def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 30) -> Any:
     """Wait until a condition holds; gives what it gave."""
     deadline = time.monotonic() + timeout_s
     while not (found := condition()):

@@ -12,8 +12,9 @@ VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' agentrun/__init__.py)
 VENV ?= .venv
 VENV_STAMP := $(VENV)/.installed
 VM := tests/vm/vm
+CTL := $(VENV)/bin/python -c "from agentrun.cli.main import main; main()"
 
-.PHONY: help install uninstall bpf demo test test-all lint native-test vm-test scx-test admission-test boost-test replay-test rates-test trace-test short-calls-test bench bench-isolation bench-scx clean
+.PHONY: help install uninstall bpf demo test test-all reference lint native-test vm-test scx-test admission-test boost-test replay-test rates-test trace-test short-calls-test bench bench-isolation bench-scx clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -34,6 +35,13 @@ uninstall: ## remove what install put there; configuration and records stay
 	rm -rf $(DESTDIR)$(LIBEXECDIR) $(addprefix $(DESTDIR)$(LIBEXECDIR),.new .old)
 	[ -n '$(DESTDIR)' ] || rmdir /sys/fs/cgroup/agentrun-starts-* 2>/dev/null || true
 
+reference: $(VENV_STAMP) ## write the schemas and references that are made from code
+	$(CTL) policy schema >configs/policy.schema.json
+	$(CTL) policy reference >docs/policy-reference.md
+	$(CTL) record schema >configs/record.schema.json
+	$(CTL) record reference | \
+		sed -i -e '/^<!-- fields/,/^<!-- end of fields/{//!d}' -e '/^<!-- fields/r /dev/stdin' docs/records.md
+
 demo: ## show the main job: tool calls of one container, each in its own cgroup (DEMO=host: no VM)
 	tests/demo/run
 
@@ -43,10 +51,11 @@ test: ## everything that CI runs: lint, native tests, integration tests in guest
 test-all: ## the same with every engine, runtime and driver for every case (test: each two of them)
 	tests/run all --matrix whole
 
-lint: $(VENV_STAMP) ## format, lint, types, shell scripts
+lint: $(VENV_STAMP) ## format, lint, types, the oldest Python, shell scripts
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/vermin -t=3.10- --no-tips --violations agentrun
 	$(VENV)/bin/shellcheck agentrun/front/agentrun.in agentrun/front/install.sh tests/demo/run
 
 native-test: $(VENV_STAMP) bpf ## unit and contract tests, without a VM (root makes them complete)

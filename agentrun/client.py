@@ -25,6 +25,7 @@ from agentrun.base import agentrund, fastjson
 from agentrun.base.errors import AgentrunError, CallNotFoundError, StoreError
 from agentrun.base.paths import Paths, host_paths
 from agentrun.calls.session import open_all
+from agentrun.calls.verdict import OPERATOR, VERDICTS, blame
 from agentrun.cgroups.cgroup import Cgroup
 from agentrun.kernel import killing as mrelease
 from agentrun.kernel import processes
@@ -34,33 +35,8 @@ from agentrun.store.query import Query, matches
 
 __all__ = ("VERDICTS", "Client", "Query", "blame")
 
-VERDICTS = ("ok", "failed", "oom-killed", "timed-out", "stalled", "killed", "refused")
-_KILLERS = {
-    "operator": "operator",
-    "engine": "infrastructure",
-    "controller": "infrastructure",
-    "client": "infrastructure",
-}
 _POLL_S = 0.05
 _FREED_S = 1.0  # a killed call of some GB gives them back within that
-
-
-def blame(record: Mapping[str, Any]) -> str | None:
-    """Whose doing a call's end is: `agent`, `infrastructure`, `operator`, or None where it did not go wrong.
-
-    A call that hit its own limits would do so again; one that died for the container's, the pod's or the
-    host's memory says nothing about the agent. See docs/harness.md.
-    """
-    verdict, level = record.get("verdict"), record.get("level")
-    if verdict in (None, "ok"):
-        return None
-    if verdict == "oom-killed":
-        return "agent" if level == "call" else "infrastructure"
-    if verdict == "refused":
-        return "infrastructure"
-    if verdict == "killed":
-        return _KILLERS.get(str(level), "agent")
-    return "agent"
 
 
 class Client:
@@ -135,7 +111,7 @@ class Client:
                 cgroup = Cgroup(str(state.get("calls"))).child(slot)
                 if not _is_wanted(state, call_id, container) or not cgroup.is_populated():
                     continue
-                if session.note(slot, str(state["id"]), killed_by="operator"):
+                if session.note(slot, str(state["id"]), killed_by=OPERATOR):
                     dying.append(mrelease.kill(cgroup))
                     killed.append(str(state["id"]))
         for killing in dying:  # nobody waits for another's memory before he is killed himself

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 
 def _sha256() -> Any:
-    for module in ("_sha2", "_sha256", "hashlib"):  # Python 3.12, 3.11, any other
+    for module in ("_sha2", "_sha256", "hashlib"):  # Python 3.12, those before, any other
         try:
             return __import__(module).sha256
         except ImportError:

@@ -165,7 +165,7 @@ def unload(paths: Paths) -> bool:
     return was_loaded
 
 
-class Step(enum.StrEnum):
+class Step(enum.Enum):
     """What to do about the scheduler."""
 
     NOTHING = "nothing"

@@ -11,7 +11,7 @@ import time
 from agentrun.base import fastjson, files, journal
 from agentrun.base.digest import digest
 from agentrun.base.errors import StateError
-from agentrun.calls import verdict
+from agentrun.calls import fields, verdict
 from agentrun.cgroups.around import container_of, oom_counts
 from agentrun.cgroups.cgroup import Cgroup
 from agentrun.cgroups.measure import measure_all, measure_memory
@@ -24,18 +24,9 @@ if TYPE_CHECKING:
     from agentrun.base.paths import Paths
 
 VERSION = 1
-_PLANNED = (
-    "mode", "policy", "session", "tier", "class", "rank", "rule", "intent", "limits", "ceilings", "reasons",
-    "not_enforced", "waited",
-)  # fmt: skip
-# What agentrund notes in the state of a call while that runs.
-NOTES = (
-    "exit_code", "signal", "timed_out", "slow", "stalled", "killed_by", "background", "adapted", "feedback",
-    "network", "oom", "image", "learned", "end",
-)  # fmt: skip
-_WORD_LIMIT = 64
-_COMMAND_LIMIT = 4096  # characters of a whole command
-# Only where nobody takes them into the store for so long: two files of 64 MiB are some 100,000 calls.
+WORD_LIMIT = 64  # characters of a name
+COMMAND_LIMIT = 4096  # characters of a whole command
+# Only where they are not taken into the store for so long: two files of 64 MiB are some 100,000 calls.
 _SIZE_LIMIT = 64 << 20
 _SPILL_LIMIT = 8 << 20  # of memory: /run is a tmpfs
 
@@ -59,16 +50,16 @@ def describe_command(
         return None
     described: dict[str, Any] = {"sha256": digest("\0".join(intent.without(words)))}
     if stored != "hash":
-        described["name"] = program[:_WORD_LIMIT]
-        described["family"] = (family or program)[:_WORD_LIMIT]
+        described["name"] = program[:WORD_LIMIT]
+        described["family"] = (family or program)[:WORD_LIMIT]
     if stored == "full":
         described["argv"] = _cut(words)
     return described
 
 
 def _cut(words: list[str]) -> list[str]:
-    """The command within `_COMMAND_LIMIT` characters."""
-    kept, left = [], _COMMAND_LIMIT
+    """The command within `COMMAND_LIMIT` characters."""
+    kept, left = [], COMMAND_LIMIT
     for word in words:
         if left <= 0:
             break
@@ -85,17 +76,13 @@ def make(slot: str | None, state: dict[str, Any], call: Cgroup) -> dict[str, Any
     where the cgroup had vanished before (systemd removes a stopped container's scope with all below it), and
     where the call was refused before it had one; `slot` is None then.
     """
-    record = {
+    record = {name: state.get(name) for name in (*fields.IDENTITY, *fields.PLANNED, *fields.NOTED)}
+    record |= {
         "version": VERSION,
-        **{key: state.get(key) for key in ("id", "container", "root", "backend", "exec_id")},
         "slot": slot,
         "cgroup": None if slot is None else call.path,
-        "command": state.get("command"),
-        **{key: state.get(key) for key in _PLANNED},
-        "start": state.get("start"),
         "end": state.get("end") or time.time(),
         "end_is": "seen" if state.get("end") else "found-empty" if call.exists() else "found-removed",
-        **{key: state.get(key) for key in NOTES if key != "end"},
         "retry_of": None,  # found when it is taken into the store
         "oom_before": state.get("oom_before"),
         "oom_after": oom_counts(container_of(call)),

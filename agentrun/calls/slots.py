@@ -16,7 +16,7 @@ import time
 from agentrun.base import fastjson, files, log
 from agentrun.base.errors import CgroupError, StateError
 from agentrun.base.procfs import start_ticks
-from agentrun.calls import record
+from agentrun.calls import record, verdict
 from agentrun.calls.names import PREFIX, WAITING, is_slot, unescape_root
 from agentrun.cgroups import cgroup as cg
 from agentrun.cgroups import layout
@@ -299,7 +299,7 @@ class Calls:
         if calls.exists() and calls.is_populated():
             for name in self.slots():
                 if calls.child(name).is_populated():
-                    self.note(name, str((self.read(name) or {}).get("id")), killed_by="engine")
+                    self.note(name, str((self.read(name) or {}).get("id")), killed_by=verdict.ENGINE)
             _kill(calls)
         self.harvest(limit=_SLOTS_LIMIT, wait=True)
         self.forget_if_empty()

@@ -1,4 +1,6 @@
-"""How a call ended, judged from what the kernel and the daemon saw. Pure.
+"""How a call ended, judged from what the kernel and agentrund saw; and whose doing that is. Pure.
+
+All verdicts, levels and flags are here; what lists them elsewhere takes them from here.
 
 | verdict | evidence |
 |---|---|
@@ -8,7 +10,7 @@
 | `killed` | the first process ended by a signal that is none of the above; `level` says by whom, if known |
 | `refused` | it waited for memory before it started, and the policy refused it then |
 | `ok`, `failed` | its exit code |
-| None | nobody saw its exit code (no agentrund, or a process shorter than it takes to look) |
+| None | its exit code was not seen (no agentrund, or a process shorter than it takes to look) |
 """
 
 from __future__ import annotations
@@ -17,6 +19,27 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
+
+VERDICTS = ("ok", "failed", "oom-killed", "timed-out", "stalled", "killed", "refused")
+BY_LIMITS = ("oom-killed", "timed-out", "stalled")
+KILLED = (*BY_LIMITS, "killed")
+FLAGS = ("cpu-throttled", "memory-throttled", "slow", "stalled", "background", "waited")
+# `level` is one of these two tables, each with the words for it: whose limit was hit, ...
+LIMITS = {
+    "call": "its own limit",
+    "session": "the container's limit",
+    "above": "a limit above it",
+    "host": "the host's limit",
+}
+# ... or what killed the call (`killed_by`).
+OPERATOR, ENGINE, CONTROLLER, CLIENT = "operator", "engine", "controller", "client"
+KILLERS = {
+    OPERATOR: "by agentrunctl",
+    ENGINE: "with its container",
+    CONTROLLER: "for a call of higher priority",
+    CLIENT: "its client was gone",
+}
+LEVELS = {**LIMITS, **KILLERS}
 
 
 def describe_status(status: int | None) -> dict[str, Any]:
@@ -71,6 +94,24 @@ def flags(record: Mapping[str, Any]) -> list[str]:
     if record.get("waited"):
         found.append("waited")
     return found
+
+
+def blame(record: Mapping[str, Any]) -> str | None:
+    """Whose doing a call's end is: `agent`, `infrastructure`, `operator`, or None where it did not go wrong.
+
+    A call that hit its own limits would do so again; one that died for the container's, the pod's or the
+    host's memory says nothing about the agent. See docs/harness.md.
+    """
+    verdict, level = record.get("verdict"), record.get("level")
+    if verdict in (None, "ok"):
+        return None
+    if verdict == "oom-killed":
+        return "agent" if level == "call" else "infrastructure"
+    if verdict == "refused":
+        return "infrastructure"
+    if verdict == "killed" and level in KILLERS:
+        return "operator" if level == OPERATOR else "infrastructure"
+    return "agent"
 
 
 def _was_oom_killed(record: Mapping[str, Any]) -> bool:

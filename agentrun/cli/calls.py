@@ -16,21 +16,13 @@ from agentrun.base import fastjson
 from agentrun.base.errors import CallNotFoundError
 from agentrun.base.paths import host_paths
 from agentrun.calls.release import release_all
+from agentrun.calls.verdict import LEVELS
 from agentrun.cli.options import seconds
 from agentrun.client import VERDICTS, Client, Query
 from agentrun.terminal import format_size, plain
 
 _FOLLOW_S = 0.5
 _TABLE_ROWS = 100  # a table of more is for programs, which want --json
-_LEVELS = {
-    "call": "its own limit",
-    "session": "the container's limit",
-    "host": "the host's limit",
-    "above": "a limit above it",
-    "operator": "by agentrunctl",
-    "engine": "with its container",
-    "controller": "for a call of higher priority",
-}
 
 
 def _describe_end(record: dict[str, Any]) -> str:
@@ -42,7 +34,7 @@ def _describe_end(record: dict[str, Any]) -> str:
     verdict, code = record.get("verdict"), record.get("exit_code")
     if not verdict:
         return "ended"
-    level = _LEVELS.get(str(record.get("level")))
+    level = LEVELS.get(str(record.get("level")))
     text = f"{verdict} ({level})" if level else str(verdict)
     return f"{text}, exit code {code}" if verdict == "failed" else text
 

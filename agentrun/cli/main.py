@@ -13,6 +13,7 @@ from agentrun.cli.bpf import bpf
 from agentrun.cli.doctor import doctor
 from agentrun.cli.net import net
 from agentrun.cli.policy import policy
+from agentrun.cli.record import record
 from agentrun.cli.replay import replay
 from agentrun.cli.trace import trace
 
@@ -25,7 +26,7 @@ def cli() -> None:
 
 for command in (calls.list_calls, calls.inspect, calls.kill, calls.thaw, calls.wait):
     cli.add_command(command)
-for command in (doctor, policy, bpf, net, replay, trace):
+for command in (doctor, policy, record, bpf, net, replay, trace):
     cli.add_command(command)
 
 

@@ -291,7 +291,7 @@ class Daemon(Loop):
             return False
         call.unsaved |= verdict.describe_status(call.status)
         if self._ended_with_container(call, call.status):
-            call.unsaved["killed_by"] = "engine"
+            call.unsaved["killed_by"] = verdict.ENGINE
         return True
 
     def _ended_with_container(self, call: Call, status: int) -> bool:

@@ -19,6 +19,9 @@ ANNOTATION = "agentrun.dev/"
 # What a container's annotations may choose, unless its session says otherwise.
 ANNOTATION_KEYS = ("mode", "tier", "class", "intent", "feedback")
 FEEDBACK = ("off", "quiet", "on")  # what a call is told, from nothing to everything
+FEEDBACK_EVENTS = (
+    "oom-killed", "timed-out", "slow", "throttled", "stalled", "killed", "denied", "waited", "refused",
+)  # fmt: skip
 
 
 def builtin(memory_percent: float | None = None, pids_max: int = 4096) -> dict[str, Any]:

@@ -11,15 +11,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from agentrun.base.units import show_number, show_size
+from agentrun.calls.verdict import CLIENT, CONTROLLER, KILLED, OPERATOR
 
 PREFIX = "[agentrun] "
 LINES = 6
 _WIDTH = 150  # six lines of four-byte characters still are less than PIPE_BUF
-_KILLS = ("oom-killed", "timed-out", "stalled", "killed")
-_KILLERS = {
-    "operator": "by the operator of this machine",
-    "client": "because the process that it was run for is gone",
-    "controller": "because memory was short and calls of higher priority came first",
+_KILLERS = {  # not the engine: with its container, what would read this is gone as well
+    OPERATOR: "by the operator of this machine",
+    CLIENT: "because the process that it was run for is gone",
+    CONTROLLER: "because memory was short and calls of higher priority came first",
 }
 _SHARE = 0.1  # of its time, and...
 SECONDS = 1.0  # ...this long at least: below, being slowed down is how limits work
@@ -57,7 +57,7 @@ def is_wanted(mode: str, event: str, record: Record) -> bool:
     """Whether an event is to be told where feedback is `on`, `quiet` (kills only) or `off`."""
     if mode == "quiet":
         is_kill = event != "stalled" or (record.get("stalled") or {}).get("action") == "kill"
-        return event in _KILLS and is_kill
+        return event in KILLED and is_kill
     return mode == "on"
 
 

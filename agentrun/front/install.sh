@@ -8,8 +8,8 @@ bin=$DESTDIR$BINDIR
 lib=$DESTDIR$LIBEXECDIR
 python=$("$PYTHON" -I -S -c 'import os, sys; print(os.path.realpath(sys.executable))')
 stdlib=$("$PYTHON" -I -S -c 'import os; print(os.path.dirname(os.__file__))')
-"$PYTHON" -I -S -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
-	echo "install: $python is older than Python 3.11; set PYTHON to a newer one" >&2
+"$PYTHON" -I -S -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
+	echo "install: $python is older than Python 3.10; set PYTHON to a newer one" >&2
 	exit 1
 }
 

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agentrun.base.limits import MEMORY_FLOOR
+from agentrun.calls.verdict import KILLED
 
 HALF_LIFE = 25  # calls
 LEAST_CALLS = 20
 MOST_CALLS = 500  # of a kind that are looked at
 ROOM = 1.25  # times the P95: what 95 % of such calls stay below
 STEP = 16 << 20
-_KILLED = ("oom-killed", "timed-out", "stalled", "killed")
 _MODES = ("observe", "enforce")
 
 
@@ -52,7 +52,7 @@ class Sample:
     @property
     def is_measured(self) -> bool:
         """Whether it shows what such a call needs: one that was killed might have needed more."""
-        return self.peak is not None and self.verdict not in _KILLED
+        return self.peak is not None and self.verdict not in KILLED
 
 
 @dataclass(frozen=True, slots=True)

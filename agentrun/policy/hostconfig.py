@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import os
 import re
-import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,10 +47,14 @@ class _Source:
 
     def _read(self) -> dict[str, Any]:
         try:
+            toml = _toml()
+        except ImportError as error:
+            raise ConfigError(f"{self.path}:1:1: cannot be read without tomli: {error}") from error
+        try:
             with open(self.path, encoding="utf-8") as file:
                 self.text = file.read()
-            return tomllib.loads(self.text)
-        except tomllib.TOMLDecodeError as error:
+            return dict(toml.loads(self.text))
+        except toml.TOMLDecodeError as error:
             found = re.search(r" \(at line (\d+), column (\d+)\)", str(error))
             place = f"{found[1]}:{found[2]}" if found else f"{self.text.count(chr(10)) + 1}:1"
             raise ConfigError(f"{self.path}:{place}: not valid TOML: {error}") from error
@@ -67,7 +71,7 @@ class _Source:
         self.problem(key, f"{key} = {value!r}: {why}")
 
     def _locate(self, key: str) -> tuple[int, int]:
-        """Where a key stands; tomllib does not tell. A key that is missing belongs to the first line."""
+        """Where a key stands, which TOML readers do not tell. A missing key belongs to the first line."""
         section, _, name = key.rpartition(".")
         current = ""
         for number, line in enumerate(self.text.splitlines(), 1):
@@ -223,7 +227,7 @@ def compile_policy(paths: Paths) -> dict[str, Any] | None:
     if not names:
         return None
     try:
-        compiler = _compiler()
+        compiler = _import_installed("agentrun.policy.compiler")  # which needs PyYAML
     except ImportError as error:
         raise ConfigError(f"read {paths.policy}: PyYAML cannot be imported: {error}") from error
     try:
@@ -233,16 +237,23 @@ def compile_policy(paths: Paths) -> dict[str, Any] | None:
     return compiled
 
 
-def _compiler() -> Any:
-    """The compiler; under `-S` the interpreter first has to learn where PyYAML is installed."""
+def _toml() -> Any:
+    """The reader of TOML: Python's own, or before 3.11 tomli, which has the same names."""
     try:
-        from agentrun.policy import compiler
+        return importlib.import_module("tomllib")
+    except ImportError:
+        return _import_installed("tomli")
+
+
+def _import_installed(name: str) -> Any:
+    """A module that is, or needs, an installed one: `-S` hides where those are."""
+    try:
+        return importlib.import_module(name)
     except ImportError:
         import site
 
         site.main()
-        from agentrun.policy import compiler
-    return compiler
+        return importlib.import_module(name)
 
 
 def store(paths: Paths, config: Config) -> None:

@@ -15,7 +15,7 @@ from agentrun.base.limits import (
     WEIGHT_MIN,
 )
 from agentrun.base.units import show_number
-from agentrun.decision.match import ANNOTATION_KEYS, FEEDBACK, MODES
+from agentrun.decision.match import ANNOTATION_KEYS, FEEDBACK, FEEDBACK_EVENTS, MODES
 from agentrun.policy.frame import Key, Many, MapOf, Table
 from agentrun.policy.values import (
     Amount,
@@ -40,9 +40,6 @@ PLACEHOLDERS = (
     "name", "class", "limit", "peak", "asked", "level", "seconds", "advice", "session_limit", "waited",
 )  # fmt: skip
 STORED = ("none", "hash", "name", "full")
-FEEDBACK_EVENTS = (
-    "oom-killed", "timed-out", "slow", "throttled", "stalled", "killed", "denied", "waited", "refused",
-)  # fmt: skip
 
 _WEIGHT = Count(WEIGHT_MIN, WEIGHT_MAX)
 _MEMORY = Amount("memory")

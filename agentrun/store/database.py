@@ -54,13 +54,32 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
 )
 BUSY_S = 5.0
 _LOCK_POLL_S = 0.01
-_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-_NO_ROOM = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+# SQLite's result codes (https://sqlite.org/rescode.html); the module has names for them from Python 3.11 on.
+_READONLY, _IOERR, _CORRUPT, _FULL, _CANTOPEN, _NOTADB = 8, 10, 11, 13, 14, 26
+_DAMAGED = (_CORRUPT, _NOTADB)
+_NO_ROOM = (_CANTOPEN, _READONLY, _FULL, _IOERR)
+_TEXTS = {
+    "attempt to write a readonly database": _READONLY,
+    "disk I/O error": _IOERR,
+    "database disk image is malformed": _CORRUPT,
+    "malformed database schema": _CORRUPT,
+    "database or disk is full": _FULL,
+    "unable to open database file": _CANTOPEN,
+    "file is not a database": _NOTADB,
+}
 _SUFFIXES = ("", "-wal", "-shm")
 
 
+def _code(error: sqlite3.Error) -> int:
+    """SQLite's primary result code; 0 where an error is not of SQLite. Python 3.10 only has its text."""
+    code = getattr(error, "sqlite_errorcode", None)
+    if code is None:
+        return next((code for text, code in _TEXTS.items() if str(error).startswith(text)), 0)
+    return int(code) & 0xFF
+
+
 def _is_damage(error: sqlite3.Error) -> bool:
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED
+    return _code(error) in _DAMAGED
 
 
 def _explain(paths: Paths, error: sqlite3.Error) -> StoreError:
@@ -202,7 +221,7 @@ def _open_for_reading(paths: Paths) -> sqlite3.Connection:
         connection.execute("SELECT 1 FROM sqlite_master").fetchone()
     except sqlite3.OperationalError as error:
         connection.close()
-        if error.sqlite_errorcode & 0xFF not in _NO_ROOM:
+        if _code(error) not in _NO_ROOM:
             raise
         return _connect(paths, "immutable=1")
     return connection

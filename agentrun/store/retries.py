@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from agentrun.calls.verdict import BY_LIMITS
+
 WITHIN_S = 1800.0  # from the end of the earlier call to the start of the later one
 _CLOCK_S = 1.0  # the engine may tell its client of the end before that is noted here
-_BY_LIMITS = ("oom-killed", "timed-out", "stalled")
 
 
 def was_limited(record: Mapping[str, Any]) -> bool:
@@ -20,7 +21,7 @@ def was_limited(record: Mapping[str, Any]) -> bool:
     much that a call was slowed down where its memory.high began at a learned value: that is raised at once.
     """
     verdict, flags = record.get("verdict"), record.get("flags")
-    if verdict in _BY_LIMITS:
+    if verdict in BY_LIMITS:
         return True
     if verdict == "ok" or not isinstance(flags, list):
         return False

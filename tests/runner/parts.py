@@ -7,14 +7,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 
-class Guest(enum.StrEnum):
+class _Word(str, enum.Enum):
+    """A word of a closed list, as `enum.StrEnum` of Python 3.11."""
+
+    __str__ = str.__str__
+
+
+class Guest(_Word):
     """A kind of guest: QEMU with all of a kernel, or User-Mode Linux, where programs run natively."""
 
     FULL = "full"
     FAST = "fast"
 
 
-class State(enum.StrEnum):
+class State(_Word):
     """Whether a kind of guest can be used."""
 
     BUILDING = "building"
@@ -22,7 +28,7 @@ class State(enum.StrEnum):
     ABSENT = "absent"
 
 
-class Turn(enum.StrEnum):
+class Turn(_Word):
     """What is to be done with a part that is run nowhere, or not yet."""
 
     WAIT = "wait"

@@ -38,7 +38,7 @@ class Processes:
         with self._lock:
             if self._is_over:
                 raise EndedError
-            process = subprocess.Popen(
+            process = subprocess.Popen(  # type: ignore[call-overload]  # process_group is Python 3.11's
                 command,
                 cwd=TREE,
                 env={name: value for name, value in os.environ.items() if not name.startswith("MAKE")},

@@ -13,11 +13,11 @@ from agentrun.base.errors import AgentrunError, CgroupError
 from agentrun.base.paths import Paths
 from agentrun.calls import slots
 from agentrun.calls.session import open_where
+from agentrun.calls.verdict import CONTROLLER
 from agentrun.cgroups.cgroup import Cgroup
 from agentrun.daemon.controller.model import Action
 from agentrun.kernel import killing
 
-KILLED_BY = "controller"
 _NOTED = frozenset(("freeze", "thaw", "reclaim", "kill"))
 _WEIGHTS = ("boost", "unboost")
 _NOTES_LIMIT = 32  # of one call: the latest
@@ -96,7 +96,7 @@ class Journal:
             entry["weight" if action.what in _WEIGHTS else "bytes"] = action.value
         notes.append(entry)
         del notes[:-_NOTES_LIMIT]
-        extra = {"killed_by": KILLED_BY} if action.what == "kill" else {}
+        extra = {"killed_by": CONTROLLER} if action.what == "kill" else {}
         self._write(call_id, where, slot, adapted=notes, **extra)
 
     def _write(self, call_id: str, where: str, slot: str, **notes: object) -> None:

@@ -20,6 +20,7 @@ from agentrun.base import log
 from agentrun.base.errors import CgroupError
 from agentrun.base.paths import Paths
 from agentrun.calls import release
+from agentrun.calls.verdict import CONTROLLER
 from agentrun.cgroups.cgroup import Cgroup
 from agentrun.daemon.controller import apply
 from agentrun.daemon.controller.atonce import AtOnce
@@ -273,7 +274,7 @@ class Controller:
             if action.what == "kill" and action.key in self._live
         }
         for key, state in before.items():
-            self._live[key].state = {**state, "killed_by": apply.KILLED_BY}
+            self._live[key].state = {**state, "killed_by": CONTROLLER}
         return before
 
     # What wakes us.

@@ -12,6 +12,7 @@ import select
 from typing import TYPE_CHECKING
 
 from agentrun.base.procfs import start_ticks
+from agentrun.calls.verdict import CLIENT
 from agentrun.daemon.call import Call
 from agentrun.daemon.part import Part
 from agentrun.daemon.parts import deadlines
@@ -20,7 +21,6 @@ from agentrun.kernel import processes
 if TYPE_CHECKING:
     from agentrun.daemon.daemon import Daemon
 
-KILLED_BY = "client"
 _NO_PIDFD_S = 1.0
 
 
@@ -55,7 +55,7 @@ class Disconnect(Part):
 
     def _kill(self, call: Call) -> None:
         def end() -> None:
-            self.daemon.note(call, killed_by=KILLED_BY)
+            self.daemon.note(call, killed_by=CLIENT)
             deadlines.kill(self.daemon, call)
 
         deadlines.when_placed(self.daemon, call, end)

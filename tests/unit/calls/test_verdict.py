@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from agentrun.calls import verdict
 from agentrun.calls.verdict import describe_status, flags, judge
 
 OOM = {"memory_events": {"oom_kill": 1}}
@@ -43,6 +44,20 @@ def test_verdict_follows_the_evidence(record, expected):
     assert judge(record) == expected
 
 
+def test_every_verdict_and_level_that_is_judged_is_listed():
+    ends = [judge(record) for record, _ in CASES]
+    assert {end for end, _ in ends} == {*verdict.VERDICTS, None}
+    assert {level for _, level in ends} - {None} <= set(verdict.LEVELS)
+    assert {*verdict.KILLED, *verdict.BY_LIMITS} < set(verdict.VERDICTS)
+
+
+@pytest.mark.parametrize("killer", verdict.KILLERS)
+def test_only_a_kill_without_a_killer_of_ours_is_the_agents_doing(killer):
+    expected = "operator" if killer == verdict.OPERATOR else "infrastructure"
+    assert verdict.blame({"verdict": "killed", "level": killer}) == expected
+    assert verdict.blame({"verdict": "killed", "level": None}) == "agent"
+
+
 @pytest.mark.parametrize(
     ("status", "code", "name"),
     [
@@ -71,3 +86,8 @@ def test_flags_say_what_slowed_it_down():
     ]
     assert flags({"cpu_throttled_us": 0, "memory_events": None}) == []
     assert flags({"stalled": {"share": 90}, "background": {"action": "keep"}}) == ["stalled", "background"]
+
+
+def test_all_flags_are_listed_in_their_order():
+    every = {"cpu_throttled_us": 5, "memory_events": {"high": 1}, "slow": 2.0, "stalled": {"share": 90}}
+    assert tuple(flags({**every, "background": {"at": 1}, "waited": {"seconds": 1}})) == verdict.FLAGS

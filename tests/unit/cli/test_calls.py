@@ -195,6 +195,7 @@ ENDS = [
     ({"verdict": "failed", "exit_code": 7}, "failed, exit code 7"),
     ({"verdict": "oom-killed", "level": "session"}, "oom-killed (the container's limit)"),
     ({"verdict": "killed", "level": "operator"}, "killed (by agentrunctl)"),
+    ({"verdict": "killed", "level": "client"}, "killed (its client was gone)"),
     ({"verdict": "ok", "exit_code": 0}, "ok"),
     ({}, "ended"),
     ({"end": None}, "running"),

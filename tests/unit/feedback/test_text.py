@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from agentrun.base.limits import Limits
 from agentrun.calls import verdict
 from agentrun.decision.intent import parse
+from agentrun.decision.match import FEEDBACK_EVENTS
 from agentrun.decision.plan import make_plan
 from agentrun.feedback import text as feedback
-from agentrun.policy.spec import FEEDBACK_EVENTS, PLACEHOLDERS
+from agentrun.policy.spec import PLACEHOLDERS
 
 MIB = 1 << 20
 EVENTS = [event for event in FEEDBACK_EVENTS if event != "denied"]
@@ -179,6 +180,11 @@ def test_quiet_tells_only_of_kills():
 def test_throttled_says_how_long():
     text = feedback.compose("throttled", record(cpu_throttled_us=2_500_000), {})
     assert "limit of 1 CPUs: it waited 2.50s in 10s" in text and asked_for(text) == {"cpu": 2.0}
+
+
+def test_every_killer_is_told_but_the_engine():
+    killers = {who for who in verdict.KILLERS if feedback.events(record(killed_by=who, signal="SIGKILL"))}
+    assert killers == set(verdict.KILLERS) - {verdict.ENGINE}
 
 
 @pytest.mark.parametrize("who, words", [("operator", "by the operator"), ("controller", "higher priority")])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import tomllib
+import sys
 from pathlib import Path
 
 import jsonschema
@@ -82,13 +82,34 @@ def test_all_mistakes_are_told_with_their_places(paths):
     assert places == [":3:1", ":7:1", ":6:3"]
 
 
+def test_tomli_reads_where_python_has_no_reader(paths, monkeypatch):
+    """Python 3.10."""
+    monkeypatch.setitem(sys.modules, "tomli", hostconfig._toml())
+    monkeypatch.setitem(sys.modules, "tomllib", None)
+    write(paths, GOOD)
+    assert hostconfig.compile_file(paths).backends == [("runc", "/bin/true")]
+    write(paths, "version = ]")
+    with pytest.raises(ConfigError, match=r"config\.toml:1:11: not valid TOML"):
+        hostconfig.compile_file(paths)
+
+
+def test_missing_tomli_is_named_where_there_is_something_to_read(paths, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tomllib", None)
+    monkeypatch.setitem(sys.modules, "tomli", None)
+    monkeypatch.setattr("site.main", lambda: None)
+    hostconfig.compile_file(paths)
+    write(paths, GOOD)
+    with pytest.raises(ConfigError, match="cannot be read without tomli"):
+        hostconfig.compile_file(paths)
+
+
 def test_published_schema_knows_every_key():
     schema = json.loads((TREE / "configs/config.schema.json").read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
     assert tuple(schema["properties"]) == hostconfig._KEYS[""]
     for section in ("calls", "records"):
         assert tuple(schema["properties"][section]["properties"]) == hostconfig._KEYS[section]
-    jsonschema.validate(tomllib.loads((TREE / "configs/config.toml").read_text()), schema)
+    jsonschema.validate(hostconfig._toml().loads((TREE / "configs/config.toml").read_text()), schema)
     for wrong in ({"version": 2}, {"version": 1, "mode": "on"}, {"version": 1, "calls": {"pids_max": 1}}):
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(wrong, schema)

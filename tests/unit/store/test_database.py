@@ -117,6 +117,25 @@ def test_damage_is_told_from_other_errors(paths, name):
     with pytest.raises(StoreError) as caught:
         add(paths, "b")
     assert caught.value.is_damage
+    told = caught.value.__cause__
+    assert isinstance(told, sqlite3.Error)
+    assert database._code(sqlite3.DatabaseError(str(told))) == database._code(told)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_damage"),
+    [
+        ("database disk image is malformed", True),
+        ("malformed database schema (calls)", True),
+        ("file is not a database", True),
+        ("malformed JSON", False),
+        ("unable to open database file", False),
+        ("Cannot operate on a closed database.", False),
+    ],
+)
+def test_damage_is_known_by_its_text_where_python_has_no_code(text, is_damage):
+    """Python 3.10."""
+    assert database._is_damage(sqlite3.DatabaseError(text)) is is_damage
 
 
 def test_damaged_store_is_moved_aside_once(paths):

@@ -50,7 +50,7 @@ def write_docker_archive(rootfs: Path, name: str, archive: Path) -> None:
     if packed.returncode != 0:
         raise BuildError(f"pack image {name!r}: {packed.stderr.strip()}")
     with layer.open("rb") as file:
-        diff_id = hashlib.file_digest(file, "sha256").hexdigest()
+        diff_id = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[attr-defined]  # 3.11's
     config = json.dumps(_image_config(diff_id)).encode()
     config_name = f"{hashlib.sha256(config).hexdigest()}.json"
     manifest = [{"Config": config_name, "RepoTags": [name], "Layers": ["layer.tar"]}]

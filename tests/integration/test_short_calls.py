@@ -37,7 +37,7 @@ class Way:
         self.container = container
 
     def exec(self, number: int) -> End:
-        """One call, told from others by an argument; returns its digest and the end that its record is to have."""
+        """One call, with an argument of its own; returns its digest and the end that it is to have."""
         name = list(COMMANDS)[number % 2]
         command = [name, str(number)]
         done = subprocess.run(

@@ -48,8 +48,11 @@ def ended(events: ProcEvents, pid: int, since_ns: int) -> procevents.Exit | None
 def started(events: ProcEvents, runtime: int, since_ns: int, kind: str) -> procevents.Exit:
     """What is told of the process that a runtime started, which is over."""
     told(events, runtime, since_ns)
-    pid = events.started_by(runtime, since_ns, kind)
-    assert pid is not None
+    deadline = time.monotonic() + 5
+    while (pid := events.started_by(runtime, since_ns, kind)) is None:  # ours does not wait for its execve
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+        events.read()
     return told(events, pid, since_ns)
 
 

@@ -1,4 +1,4 @@
-"""Whether agentrund runs, as its lock says."""
+"""Whether agentrund runs, as its lock says; whether it is about to, and whether its loop turns."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from agentrun.base.paths import Paths
 
+STALE_S = 20.0  # four times as long as from one writing of the status file to the next
 _RESTART_S = 10.0  # agentrund notes every second that it is there; systemd starts it again after one
 
 
@@ -37,6 +38,20 @@ def is_daemon_near(paths: Paths) -> bool:
     except OSError:
         return False
     return abs(time.time() - seen) < _RESTART_S
+
+
+def status_path(paths: Paths) -> str:
+    """The file in which agentrund says every few seconds what is so (`daemon.status`)."""
+    return f"{paths.run}/agentrund.json"
+
+
+def is_daemon_stuck(paths: Paths) -> bool:
+    """Whether agentrund has said nothing for so long that its loop does not turn."""
+    try:
+        said = posix.stat(status_path(paths), follow_symlinks=False).st_mtime
+    except OSError:
+        return True
+    return abs(time.time() - said) > STALE_S
 
 
 def note_daemon_is_near(lock: int, *, returns: bool) -> None:

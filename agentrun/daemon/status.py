@@ -10,19 +10,19 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from agentrun.base import log
+from agentrun.base import agentrund, log
 from agentrun.base.paths import Paths
 from agentrun.service import statusfile
 from agentrun.service.loop import Loop
 
 EVERY_S = 5.0
-STALE_S = 20.0
+STALE_S = agentrund.STALE_S
 _SIZE_LIMIT = 1 << 16
 
 
 def path_of(paths: Paths) -> str:
     """Where the file is."""
-    return f"{paths.run}/agentrund.json"
+    return agentrund.status_path(paths)
 
 
 def read(paths: Paths) -> dict[str, Any] | None:

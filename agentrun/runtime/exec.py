@@ -100,9 +100,12 @@ def _live_call(
     if live is None:
         return None
     try:
-        # agentrund knows better when and how a call ended; a backlog means that it is stuck.
+        # agentrund knows better when and how a call ended; one that is stuck must not leave us a backlog.
         is_alive = agentrund.is_daemon_alive(paths)
-        if len(live.slots()) >= slots.BACKLOG_LIMIT or not (is_alive or agentrund.is_daemon_near(paths)):
+        has_backlog = len(live.slots()) >= slots.BACKLOG_LIMIT
+        if (has_backlog and agentrund.is_daemon_stuck(paths)) or not (
+            is_alive or agentrund.is_daemon_near(paths)
+        ):
             live.harvest()
         if not is_alive and files.exists(paths.holding):
             _release(paths)

@@ -251,6 +251,15 @@ def test_daemon_is_alive_as_long_as_it_holds_its_lock(paths, session):
     assert not agentrund.is_daemon_alive(paths)
 
 
+def test_daemon_is_stuck_where_it_has_said_nothing_for_long(paths, session):
+    assert agentrund.is_daemon_stuck(paths)
+    path = agentrund.status_path(paths)
+    with open(path, "w", encoding="ascii"):
+        assert not agentrund.is_daemon_stuck(paths)
+    os.utime(path, (time.time() - 21,) * 2)
+    assert agentrund.is_daemon_stuck(paths)
+
+
 def test_daemon_is_near_while_it_is_restarted(paths, session):
     from agentrun.daemon.main import take_lock
 

@@ -229,9 +229,11 @@ class Daemon(Loop):
     def _seek_main_process(self, call: Call, tries: int = 0) -> None:
         """Find it, or how it ended; the kernel tells of that up to a moment after it wakes us."""
         self._find_main_process(call)
-        is_found = call.over or call.main_pidfd is not None or call.has_status
-        if not is_found and tries < exitstatus.EVENT_TRIES and self.proc_watch.events.is_listening:
-            self.later(exitstatus.retry_s(tries), lambda: self._seek_main_process(call, tries + 1))
+        if call.over or call.main_pidfd is not None or call.has_status or tries >= exitstatus.EVENT_TRIES:
+            return
+        # Of an empty cgroup `_check_end` sees to it.
+        if exitstatus.may_be_told(call, self.proc_watch.events) and call.cgroup.is_populated():
+            self.later(exitstatus.event_retry_s(tries), lambda: self._seek_main_process(call, tries + 1))
 
     def _find_main_process(self, call: Call) -> None:
         if call.main_pidfd is not None or call.has_status or call.over:
@@ -276,7 +278,7 @@ class Daemon(Loop):
         """Read it while others of the call live, too: the kernel does not keep it for long."""
         if call.over or self._read_status(call) or tries >= exitstatus.EVENT_TRIES:
             return
-        self.later(exitstatus.retry_s(tries), lambda: self._await_status(call, tries + 1))
+        self.later(exitstatus.event_retry_s(tries), lambda: self._await_status(call, tries + 1))
 
     def _tell_main_ended(self, call: Call) -> None:
         for part in self.parts:
@@ -317,7 +319,7 @@ class Daemon(Loop):
         call.ended_at = call.ended_at or time.time()
         if not self._read_status(call) and exitstatus.may_come(call, self.proc_watch.events):
             call.tries += 1
-            self.later(exitstatus.retry_s(call.tries), lambda: self._check_end(call))
+            self.later(exitstatus.wait_s(call), lambda: self._check_end(call))
             return
         if not all(part.is_done(call) for part in self.parts):
             self.later(exitstatus.RETRY_S, lambda: self._check_end(call))

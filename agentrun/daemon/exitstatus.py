@@ -25,13 +25,26 @@ from agentrun.kernel.procevents import Exit, ProcEvents
 RETRY_S = 0.002
 _TRIES = 73  # a second
 _REAP_TRIES = 500  # ten seconds: so long a shim that is short of CPU may take to reap
-EVENT_TRIES = 30  # 0.2 s: before Linux 6.19 a cgroup is empty a moment before the exit is told
+# Before Linux 6.19 a cgroup is empty a moment before the exit is told; a quarter of a second in all. Few, for
+# where agentrund is late the history is gone, and to look in vain makes it later.
+EVENT_TRIES = 7
+_LATE_S = 2.0
 _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 
 def retry_s(tries: int) -> float:
     """Seconds until the status is looked for again."""
     return RETRY_S * min(10, 1 + tries // 5)
+
+
+def event_retry_s(tries: int) -> float:
+    """Seconds until what the kernel told is looked at again."""
+    return float(RETRY_S * 2**tries)
+
+
+def wait_s(call: Call) -> float:
+    """Seconds until the status of a call whose cgroup is empty is looked for again."""
+    return event_retry_s(call.tries - 1) if call.main_pidfd is None else retry_s(call.tries)
 
 
 def find(call: Call, events: ProcEvents) -> int | None:
@@ -48,8 +61,20 @@ def find(call: Call, events: ProcEvents) -> int | None:
 def may_come(call: Call, events: ProcEvents) -> bool:
     """Whether to wait on for the status of a call whose cgroup is empty."""
     if call.main_pidfd is None:
-        return events.is_listening and call.tries < EVENT_TRIES
+        return call.tries < EVENT_TRIES and may_be_told(call, events)
     return call.tries < _TRIES or (not processes.is_reaped(call.main_pidfd) and call.tries < _REAP_TRIES)
+
+
+def may_be_told(call: Call, events: ProcEvents) -> bool:
+    """Whether the kernel is still to tell how a process ended that was gone when we looked.
+
+    Not where we are late: the end of the runtime is forgotten already, or was never told.
+    """
+    runtime = _runtime(call)
+    if runtime is None or not events.is_listening:
+        return False
+    pid, began_ns = runtime
+    return call.ran() < _LATE_S or events.exit_since(pid, began_ns, began_ns + 2 * _TICK_NS) is not None
 
 
 def ends_with_its_runtime(call: Call) -> bool:

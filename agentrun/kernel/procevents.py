@@ -34,7 +34,7 @@ _QUEUE = 4 << 20  # doubled by the kernel (socket.7); a message takes 0.8 KiB of
 _KEEP_S = (
     5.0  # at least, after it was read; agentrund asks when it learns of a process, or of an empty cgroup
 )
-_KEEP_MOST = 2_000  # processes, some 0.8 MB, twice; a busier host is remembered for a shorter time
+_KEEP_MOST = 4_000  # processes, some 1.1 MB, twice; a busier host is remembered for a shorter time
 _READ_MOST = 20_000  # messages in one go, some 50 ms: twice what the queue holds
 _NAMES = "/proc/net/connector"  # who speaks by connectors
 

@@ -73,8 +73,7 @@ def may_be_told(call: Call, events: ProcEvents) -> bool:
     runtime = _runtime(call)
     if runtime is None or not events.is_listening:
         return False
-    pid, began_ns = runtime
-    return call.ran() < _LATE_S or events.exit_since(pid, began_ns, began_ns + 2 * _TICK_NS) is not None
+    return call.ran() < _LATE_S or _end_of(runtime, events) is not None
 
 
 def ends_with_its_runtime(call: Call) -> bool:
@@ -99,6 +98,12 @@ def _runtime(call: Call) -> tuple[int, int] | None:
     return int(owner[0]), _monotonic_ns(owner[1])
 
 
+def _end_of(runtime: tuple[int, int], events: ProcEvents) -> Exit | None:
+    """How a runtime ended; it was forked up to two ticks after what its start is rounded to."""
+    pid, began_ns = runtime
+    return events.exit_since(pid, began_ns, began_ns + 2 * _TICK_NS)
+
+
 def _is_over(call: Call) -> bool:
     return call.owner_pidfd is None and not is_starting(call.state)
 
@@ -108,11 +113,10 @@ def _told(call: Call, events: ProcEvents) -> int | None:
     if runtime is None or not events.is_listening:
         return None
     events.read()
-    pid, began_ns = runtime
+    began_ns = runtime[1]
     if call.main_pid is not None and call.main_seen_ns is not None:
         return _status(events.exit_since(call.main_pid, began_ns, call.main_seen_ns))
-    # It was forked up to two ticks after what its start is rounded to.
-    ended = events.exit_since(pid, began_ns, began_ns + 2 * _TICK_NS)
+    ended = _end_of(runtime, events)
     until_ns = time.monotonic_ns() if ended is None else ended.at_ns
     if call.main_pid is not None:
         return _status(events.exit_of(call.main_pid, began_ns, until_ns))

@@ -135,11 +135,9 @@ def test_exit_code_is_known_of_a_process_that_ended_before_it_was_seen(node, nam
     """On hardware a call may live for 5 ms. Here agentrund stands still until it was reaped, too."""
     command, expected = SEEN_TOO_LATE[name]
     node.start()
-    assert node.daemon
-    node.daemon.send_signal(signal.SIGSTOP)
-    call_id = node.call(*command)
-    node.processes[-1].wait(timeout=10)
-    node.daemon.send_signal(signal.SIGCONT)
+    with node.standing_still():
+        call_id = node.call(*command)
+        node.processes[-1].wait(timeout=10)
     record = node.record(call_id)
     assert (record["verdict"], record["exit_code"], record["signal"]) == expected
     assert ("background" in record["flags"]) == (name == "leaves something behind")
@@ -156,11 +154,9 @@ def test_exit_code_is_known_of_a_call_by_hand_that_ended_before_it_was_seen(node
     """Its runtime waits for it and ends with its exit code, as `runc exec` does without `--detach`."""
     command, expected = BY_HAND[name]
     node.start()
-    assert node.daemon
-    node.daemon.send_signal(signal.SIGSTOP)
-    call_id, runtime = node.call_of_its_runtime(*command, how="waits", pid_file=None, detached=False)
-    assert runtime.wait(timeout=10) == expected[1]
-    node.daemon.send_signal(signal.SIGCONT)
+    with node.standing_still():
+        call_id, runtime = node.call_of_its_runtime(*command, how="waits", pid_file=None, detached=False)
+        assert runtime.wait(timeout=10) == expected[1]
     record = node.record(call_id)
     assert (record["verdict"], record["exit_code"], record["signal"]) == expected
 
@@ -170,13 +166,11 @@ def test_exit_code_is_known_of_a_call_whose_pid_file_was_removed_before_it_was_s
     """containerd's shim removes it once the exec has ended, and podman does."""
     command, expected = SEEN_TOO_LATE[name]
     node.start()
-    assert node.daemon
-    node.daemon.send_signal(signal.SIGSTOP)
     pid_file = f"{node.root}/pids/gone.pid"
-    call_id, runtime = node.call_of_its_runtime(*command, how="leaves", pid_file=pid_file, detached=True)
-    runtime.wait(timeout=10)
-    time.sleep(0.5)
-    node.daemon.send_signal(signal.SIGCONT)
+    with node.standing_still():
+        call_id, runtime = node.call_of_its_runtime(*command, how="leaves", pid_file=pid_file, detached=True)
+        runtime.wait(timeout=10)
+        time.sleep(0.5)
     record = node.record(call_id)
     assert (record["verdict"], record["exit_code"], record["signal"]) == expected
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -85,6 +86,14 @@ class Node:
         assert self.daemon
         self.daemon.send_signal(number)
         return self.daemon.wait(timeout=10)
+
+    @contextlib.contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """agentrund gets no CPU meanwhile."""
+        assert self.daemon
+        self.daemon.send_signal(signal.SIGSTOP)
+        yield
+        self.daemon.send_signal(signal.SIGCONT)
 
     def runtime(self, stderr: int | None = None) -> subprocess.Popen[bytes]:
         """A process that plays the runtime of a call: it lives until its stdin is closed."""
